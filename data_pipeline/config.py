@@ -11,7 +11,7 @@ STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One corpus: a file, a directory or a glob pattern of text or JSON-lines files, gzip-compressed or not."""
+    """One corpus: a file, a directory or a glob pattern of text or JSON-lines files, gzipped or not."""
 
     __pydantic_config__ = STRICT
 
@@ -20,13 +20,13 @@ class SourceConfig:
     path: str
     """File, directory (read recursively) or glob pattern."""
     format: Literal["auto", "text", "jsonl"] = "auto"
-    """`auto` goes by the file ending: .txt, .md and .text are text, .jsonl and .ndjson JSON lines (.gz allowed)."""
+    """`auto` goes by the ending: .txt, .md, .text are text; .jsonl, .ndjson JSON lines (.gz allowed)."""
     text_field: str = "text"
     """Key of the document's text in a JSON line."""
     id_field: str | None = None
     """Key of the document's name in a JSON line; null names documents by file and line."""
     document_separator: str | None = None
-    """Regular expression (multi-line mode); a text file is cut before each match. Null: one file, one document."""
+    """Regular expression (multi-line mode): text is cut before each match. Null: one file, one document."""
 
     def __post_init__(self) -> None:
         if self.document_separator is not None:
@@ -58,10 +58,13 @@ class TokenizerTrainingConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise ValueError(
-                f"vocab_size is {self.vocab_size}: 256 byte pieces and 4 control pieces leave no room below 300."
+                f"vocab_size is {self.vocab_size}: 256 byte pieces and 4 control pieces leave no room "
+                "below 300."
             )
         if not 0 < self.character_coverage <= 1:
-            raise ValueError(f"character_coverage is {self.character_coverage}: it is a share, above 0 and at most 1.")
+            raise ValueError(
+                f"character_coverage is {self.character_coverage}: it is a share, above 0 and at most 1."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,19 +80,21 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if (self.train is None) == (self.path is None):
-            raise ValueError("tokenizer takes exactly one of `train` (with its options) and `path` (a .model file).")
+            raise ValueError(
+                "tokenizer takes exactly one of `train` (with its options) and `path` (a .model file)."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class CleaningConfig:
-    """Normalisation of a document's text before it is hashed and tokenized; the build ledger accounts for it."""
+    """Normalisation of a text before it is hashed and tokenized; the build ledger accounts for it."""
 
     __pydantic_config__ = STRICT
 
     unicode_normalization: Literal["nfc"] | None = "nfc"
     """Canonical composition, or null to leave code points as they are."""
     unwrap_lines: bool = False
-    """Join hard-wrapped lines within a paragraph (blank lines part paragraphs), as in Project Gutenberg's texts."""
+    """Join hard-wrapped lines, as in Project Gutenberg's texts: each paragraph becomes one line."""
     min_characters: int = 1
     """Shorter documents (after stripping) are dropped, counted as `too_short`; empty ones as `empty`."""
     invalid_utf8: Literal["error", "drop"] = "error"
@@ -108,7 +113,9 @@ class DataBuildConfig:
     """Directory that becomes the dataset."""
     sources: tuple[SourceConfig, ...]
     """The corpora, in the order in which they are written."""
-    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(train=TokenizerTrainingConfig()))
+    tokenizer: TokenizerConfig = field(
+        default_factory=lambda: TokenizerConfig(train=TokenizerTrainingConfig())
+    )
     """The SentencePiece model."""
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """Normalisation and drops."""
@@ -122,9 +129,13 @@ class DataBuildConfig:
             raise ValueError("sources is empty: a dataset needs at least one corpus.")
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
-            raise ValueError(f"sources carry a name twice: {sorted(n for n in set(names) if names.count(n) > 1)}.")
+            raise ValueError(
+                f"sources carry a name twice: {sorted(n for n in set(names) if names.count(n) > 1)}."
+            )
         if not 0 <= self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction is {self.validation_fraction}: it is a share, from 0 to under 1.")
+            raise ValueError(
+                f"validation_fraction is {self.validation_fraction}: it is a share, from 0 to under 1."
+            )
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}, and must be above 0.")
 
@@ -164,7 +175,9 @@ class StageConfig:
         if self.sequences < 1:
             raise ValueError(f"sequences is {self.sequences}, and must be above 0.")
         if any(weight < 0 for weight in self.weights) or not sum(self.weights) > 0:
-            raise ValueError(f"weights are {list(self.weights)}: none may be negative and one must be above 0.")
+            raise ValueError(
+                f"weights are {list(self.weights)}: none may be negative and one must be above 0."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +193,7 @@ class DataConfig:
     document_mask: bool = True
     """Keep attention and targets within a document; false lets them cross."""
     packing: Literal["stream"] = "stream"
-    """Sequences are cut from the stream of documents at stride seq_len; every stream token is a target once."""
+    """Sequences are cut from the stream of documents at stride seq_len: each token is a target once."""
     stages: tuple[StageConfig, ...] = ()
     """Mixtures for the first stretches of training; after the last stage the datasets' own weights hold."""
     shuffle_window_blocks: int | None = None
@@ -193,7 +206,9 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be above 0.")
         if self.shuffle_window_blocks is not None and self.shuffle_window_blocks < 1:
-            raise ValueError(f"shuffle_window_blocks is {self.shuffle_window_blocks}, and must be above 0, or null.")
+            raise ValueError(
+                f"shuffle_window_blocks is {self.shuffle_window_blocks}, and must be above 0, or null."
+            )
         entries = self.entries
         if not entries:
             raise ValueError("dataset is an empty list: name at least one dataset.")

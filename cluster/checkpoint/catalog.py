@@ -1,0 +1,161 @@
+"""The checkpoints of a run: listed, verified, rejected, cleaned and kept within bounds."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name, step_directory
+from cluster.errors import CheckpointError, RunNotFoundError
+from data_pipeline.publish import file_hashes, write_atomically
+
+REJECTED_NAME = "REJECTED.json"
+_STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """One checkpoint of a run; `problem` says why it cannot be used, and is None for one that can."""
+
+    step: int
+    directory: Path
+    manifest: Manifest | None
+    problem: str | None
+
+
+def list_checkpoints(run_directory: Path) -> list[CheckpointInfo]:
+    """Published checkpoints by step, oldest first. Directories without a manifest are not checkpoints yet."""
+    found = []
+    for directory in (run_directory / "checkpoints").glob("step-*"):
+        match = _STEP_DIRECTORY.fullmatch(directory.name)
+        if match and (directory / MANIFEST_NAME).exists():
+            found.append(_inspect(int(match[1]), directory))
+    return sorted(found, key=lambda info: info.step)
+
+
+def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointInfo:
+    """The newest usable checkpoint, or that of a given step.
+
+    Raises:
+        RunNotFoundError: There is none.
+    """
+    usable = [info for info in list_checkpoints(run_directory) if info.problem is None]
+    chosen = usable if step is None else [info for info in usable if info.step == step]
+    if not chosen:
+        have = ", ".join(str(info.step) for info in usable) or "none"
+        wanted = "a usable checkpoint" if step is None else f"a usable checkpoint of step {step}"
+        raise RunNotFoundError(f"run {run_directory} has no {wanted[2:]} (usable steps: {have}).")
+    return chosen[-1]
+
+
+def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> None:
+    """Compare files with their sizes and hashes.
+
+    Args:
+        info: The checkpoint.
+        files: Those to check; all by default.
+
+    Raises:
+        CheckpointError: Something is missing, cut short or altered.
+    """
+    if info.manifest is None or info.problem is not None:
+        raise CheckpointError(info.problem or f"checkpoint {info.directory} has no manifest.")
+    for record in info.manifest.files if files is None else files:
+        path = info.directory / record.path
+        try:
+            found = file_hashes(path)
+        except OSError as error:
+            raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}.") from error
+        if found.size_bytes != record.size_bytes:
+            raise CheckpointError(
+                f"checkpoint file {path} has {found.size_bytes} bytes, and its manifest says {record.size_bytes}."
+            )
+        if found.hash != record.hash:
+            bad = [n for n, (a, b) in enumerate(zip(found.blocks, record.blocks, strict=True)) if a != b]
+            raise CheckpointError(
+                f"checkpoint file {path} was altered: its hash is {found.hash}, and its manifest says {record.hash} "
+                f"(blocks of 1 MiB that differ: {bad[:8]})."
+            )
+
+
+def reject(info: CheckpointInfo, reason: str) -> None:
+    """Mark a checkpoint as unusable, so that no later attempt takes it. Its files stay for inspection."""
+    document = {"reason": reason, "time_unix_seconds": time.time()}
+    write_atomically(info.directory / REJECTED_NAME, json.dumps(document).encode())
+
+
+def steps_to_delete(steps: Sequence[int], keep_last: int) -> list[int]:
+    """Steps whose checkpoints retention removes: all but the newest `keep_last`."""
+    return sorted(steps)[:-keep_last]
+
+
+def delete(directory: Path) -> None:
+    """Remove a checkpoint: first its manifest, so that no reader finds it half gone."""
+    (directory / MANIFEST_NAME).unlink(missing_ok=True)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def clean_leftovers(run_directory: Path, attempt: int) -> list[Path]:
+    """Remove what attempts before this one began to save and never published.
+
+    Returns:
+        The directories removed.
+    """
+    removed = []
+    for directory in sorted((run_directory / "checkpoints").glob("step-*")):
+        published = _published_attempt(directory)
+        for child in sorted(directory.glob("attempt-*")):
+            if child.name not in (published, attempt_name(attempt)):
+                shutil.rmtree(child, ignore_errors=True)
+                removed.append(child)
+        if published is None and not any(directory.glob("attempt-*")):
+            shutil.rmtree(directory, ignore_errors=True)
+    return removed
+
+
+def _published_attempt(directory: Path) -> str | None:
+    """Attempt whose files the manifest names; of an unreadable manifest, keep every attempt's files."""
+    if not (directory / MANIFEST_NAME).exists():
+        return None
+    try:
+        return attempt_name(Manifest.read(directory / MANIFEST_NAME).attempt)
+    except CheckpointError:
+        newest = max((child.name for child in directory.glob("attempt-*")), default=None)
+        return newest
+
+
+def _inspect(step: int, directory: Path) -> CheckpointInfo:
+    try:
+        manifest = Manifest.read(directory / MANIFEST_NAME)
+    except CheckpointError as error:
+        return CheckpointInfo(step, directory, None, str(error))
+    if (directory / REJECTED_NAME).exists():
+        reason = json.loads((directory / REJECTED_NAME).read_bytes())["reason"]
+        return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} was rejected: {reason}")
+    if manifest.step != step:
+        return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} holds step {manifest.step}.")
+    for record in manifest.files:
+        path = directory / record.path
+        size = path.stat().st_size if path.exists() else None
+        if size != record.size_bytes:
+            state = "is missing" if size is None else f"has {size} bytes instead of {record.size_bytes}"
+            return CheckpointInfo(step, directory, manifest, f"checkpoint file {path} {state}.")
+    return CheckpointInfo(step, directory, manifest, None)
+
+
+__all__ = [
+    "CheckpointInfo",
+    "clean_leftovers",
+    "delete",
+    "find_checkpoint",
+    "list_checkpoints",
+    "reject",
+    "step_directory",
+    "steps_to_delete",
+    "verify",
+]

@@ -1,0 +1,307 @@
+"""The driver of a run: checks before anything is started, Ray, events, and what is said to the person."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoint import CheckpointInfo, list_checkpoints
+from cluster.config import RunConfig
+from cluster.errors import ClusterError, ResourcesError, TrainingFailedError
+from cluster.record import METRICS_NAME, EventsLog, read_lines
+from cluster.resume import check_plan, check_resume
+from cluster.run_directory import (
+    TOKENIZER_NAME,
+    RunDirectory,
+    config_as_dict,
+    exclusive,
+    prepare_storage,
+    set_aside,
+)
+from cluster.wandb_mirror import Mode, TrackingSettings
+from data_pipeline.dataset import Dataset
+from data_pipeline.plan import DataPlan
+from data_pipeline.publish import write_atomically
+
+logger = logging.getLogger(__name__)
+
+Listener = Callable[[dict[str, Any]], None]
+
+_POLL_SECONDS = 0.2
+_RAY_ENVIRONMENT = {
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOutcome:
+    """How a run stands after the command."""
+
+    run_directory: Path
+    step: int
+    status: str
+    """`finished` or `stopped`."""
+    validation: dict[str, float]
+    """Last validation perplexity by dataset name."""
+    trained_now: bool
+    """False when the run was finished before the command."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """What surrounds a run and does not belong to it."""
+
+    resolved_yaml: str
+    """Text of config.yaml."""
+    wandb_mode: Mode
+    fresh: bool = False
+    """Set an existing run of this name aside."""
+    ray_address: str | None = None
+    """A running cluster; None starts a private one on this machine."""
+
+
+def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOutcome:
+    """Train to the end, continuing whatever the run's directory holds.
+
+    Args:
+        config: The run; paths absolute.
+        launch: Its surroundings.
+        listener: Gets messages (phases, metrics, events, log lines) as they come, in the calling thread.
+
+    Raises:
+        ClusterError: The run was refused or failed; the message says why and what to do.
+        data_pipeline.errors.DataError: The data cannot be used.
+    """
+    directory = Path(config.storage) / config.name
+    prepare_storage(Path(config.storage))
+    if launch.fresh and directory.exists():
+        with exclusive(directory):
+            moved = set_aside(directory)
+        listener({"type": "phase", "text": f"set the old run aside as {moved}"})
+    newest = _preflight(config, directory)
+    if newest is not None and newest.step >= config.train.max_steps:
+        return _outcome(directory, newest.step, "finished", trained_now=False)
+    directory.mkdir(exist_ok=True)
+    with exclusive(directory):
+        record = RunDirectory(directory)
+        record.create(config, launch.resolved_yaml)
+        _keep_tokenizer(config, directory)
+        events = EventsLog(directory, clock=time.time)
+        listener({"type": "phase", "text": "starting Ray"})
+        try:
+            with _ray_session(launch.ray_address):
+                gpus = _check_resources(config)
+                result = _Session(config, _tracking(config, launch, record), events, listener).run(gpus)
+        except ClusterError as error:
+            events.write("failed", reason=str(error))
+            raise
+        status = "finished" if result["finished"] else "stopped"
+        listener({"type": "event", **events.write(status, step=result["step"])})
+        return _outcome(directory, result["step"], status, trained_now=True)
+
+
+def _preflight(config: RunConfig, directory: Path) -> CheckpointInfo | None:
+    """Open the data and compare with what the run holds; cheap, and before Ray."""
+    datasets = [Dataset.open(entry.path) for entry in config.data.entries]
+    plan = DataPlan(
+        datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size
+    )
+    plan.check_steps(config.train.max_steps)
+    usable = [info for info in list_checkpoints(directory) if info.problem is None]
+    if not usable or usable[-1].manifest is None:
+        return None
+    newest = usable[-1]
+    assert newest.manifest is not None
+    check_resume(newest.manifest.run["config"], config_as_dict(config), step=newest.step, run=config.name)
+    check_plan(newest.manifest.run["data_plan"], plan.describe(), step=newest.step, run=config.name)
+    return newest
+
+
+def _keep_tokenizer(config: RunConfig, directory: Path) -> None:
+    """Copy the tokenizer into the run, so that it generates text wherever it is moved."""
+    source = Path(config.data.entries[0].path) / TOKENIZER_NAME
+    if not (directory / TOKENIZER_NAME).exists():
+        write_atomically(directory / TOKENIZER_NAME, source.read_bytes())
+
+
+def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> TrackingSettings:
+    wandb = record.facts()["wandb"]
+    record.update({"wandb": {**wandb, "mode": launch.wandb_mode, "project": config.wandb.project}})
+    return TrackingSettings(
+        mode=launch.wandb_mode,
+        project=config.wandb.project,
+        run_id=wandb["id"],
+        name=config.name,
+        entity=config.wandb.entity,
+        group=config.wandb.group,
+    )
+
+
+def _outcome(directory: Path, step: int, status: str, *, trained_now: bool) -> RunOutcome:
+    validation = {
+        row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
+    }
+    return RunOutcome(
+        run_directory=directory, step=step, status=status, validation=validation, trained_now=trained_now
+    )
+
+
+@contextmanager
+def _ray_session(address: str | None) -> Iterator[None]:
+    """A connection to a cluster, or a private cluster of this machine that ends with the command."""
+    for key, value in _RAY_ENVIRONMENT.items():
+        os.environ.setdefault(key, value)
+    import ray
+
+    ray.init(
+        address=address or "local",
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+        **({} if address else {"include_dashboard": False}),
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _check_resources(config: RunConfig) -> int:
+    """Compare what the run asks for with what the cluster has.
+
+    Returns:
+        GPUs per worker, `auto` resolved.
+
+    Raises:
+        ResourcesError: It asks for more.
+    """
+    import ray
+
+    have = ray.cluster_resources()
+    wanted = config.resources
+    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
+    if wanted.workers * wanted.cpus_per_worker > cpus:
+        raise ResourcesError(
+            f"the run asks for {wanted.workers} workers of {wanted.cpus_per_worker} CPUs, and the cluster has {cpus} "
+            f"CPUs in all: it would wait for ever. Set resources.workers to at most {cpus // wanted.cpus_per_worker}, "
+            "or add nodes."
+        )
+    if wanted.gpus_per_worker == "auto":
+        return 1 if gpus >= wanted.workers else 0
+    if wanted.workers * wanted.gpus_per_worker > gpus:
+        raise ResourcesError(
+            f"the run asks for {wanted.workers} workers with a GPU each, and the cluster has {gpus}: it would wait for "
+            "ever. Lower resources.workers, add nodes, or set resources.gpus_per_worker=0."
+        )
+    return wanted.gpus_per_worker
+
+
+class _Session:
+    """Ray Train at work, seen from the driver: messages in, events and progress out, signals obeyed."""
+
+    def __init__(self, config: RunConfig, tracking: TrackingSettings, events: EventsLog, listener: Listener) -> None:
+        from cluster.mailbox import start_mailbox
+
+        self._config = config
+        self._events = events
+        self._listener = listener
+        self._mailbox = start_mailbox()
+        self._tracking = tracking
+        self._result: dict[str, Any] | None = None
+        self._error: Exception | None = None
+
+    def run(self, gpus_per_worker: int) -> dict[str, Any]:
+        self._listener({"type": "phase", "text": "starting workers"})
+        thread = threading.Thread(target=self._fit, args=(gpus_per_worker,), name="ray-train", daemon=True)
+        with self._signals():
+            thread.start()
+            while thread.is_alive():
+                thread.join(_POLL_SECONDS)
+                self._handle_messages()
+        self._handle_messages()
+        if self._error is not None:
+            raise TrainingFailedError(_explain(self._error, self._config)) from self._error
+        assert self._result is not None
+        return self._result
+
+    def _fit(self, gpus_per_worker: int) -> None:
+        from cluster.ray_worker import WorkerOrder, fit
+
+        scratch = Path(self._config.storage) / self._config.name / ".ray"
+        name = f"driver-{os.getpid()}-{secrets.token_hex(4)}"
+        order = WorkerOrder(config=self._config, tracking=self._tracking, mailbox=self._mailbox)
+        try:
+            self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
+        except Exception as error:  # raised in the driver's main thread, with the story told
+            self._error = error
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _handle_messages(self) -> None:
+        import ray
+
+        for message in ray.get(self._mailbox.drain.remote()):
+            kind = message["type"]
+            if kind == "fatal":
+                raise ClusterError(message["text"])
+            if kind == "event":
+                details = {key: value for key, value in message.items() if key not in ("type", "event")}
+                message = {"type": "event", **self._events.write(message["event"], **details)}
+            self._listener(message)
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """The first SIGINT or SIGTERM saves and stops; the second ends at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        asked = False
+
+        def stop(number: int, frame: Any) -> None:
+            nonlocal asked
+            if asked:
+                raise KeyboardInterrupt
+            asked = True
+            self._mailbox.request_stop.remote()
+            self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
+
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _explain(error: Exception, config: RunConfig) -> str:
+    failures = getattr(error, "worker_failures", None) or {}
+    lines = [f"the training failed, and its {config.resources.max_failures} replacements of lost workers are used up."]
+    for rank, failure in sorted(failures.items()):
+        lines.append(f"rank {rank}: {failure}")
+    if not failures:
+        lines.append(str(error))
+    lines.append("Checkpoints up to the last saved one are whole; the same command continues from there.")
+    return "\n".join(lines)
+
+
+def resolve_storage(config: RunConfig) -> RunConfig:
+    """The run with its storage as an absolute path."""
+    return replace(config, storage=str(Path(config.storage).expanduser().resolve()))
+
+
+__all__ = ["Launch", "RunOutcome", "resolve_storage", "run_training"]

@@ -1,0 +1,150 @@
+"""A trained model out of a run or a checkpoint, in one process, for evaluation and generation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from cluster.attempt import resolve_model
+from cluster.batches import to_device
+from cluster.checkpoint import CheckpointInfo, CheckpointReader, find_checkpoint, verify
+from cluster.checkpoint.manifest import MANIFEST_NAME
+from cluster.errors import RunNotFoundError
+from cluster.record import perplexity
+from cluster.run_directory import TOKENIZER_NAME
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DatasetError
+from data_pipeline.sequences import ValidationSequences
+from data_pipeline.tokenizer import Tokenizer
+from llm.attention import resolve_attention
+from llm.config import ModelConfig
+from llm.errors import ModelError
+from llm.transformer import Transformer
+
+_ROWS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model with its weights, its tokenizer and what it was trained on."""
+
+    model: Transformer
+    tokenizer: Tokenizer
+    data: DataConfig
+    dataset_path: str
+    step: int
+    run_directory: Path
+
+
+def load_run(reference: str, device: str = "cpu") -> LoadedModel:
+    """Load the newest good checkpoint of a run, or one checkpoint, in fp32.
+
+    Args:
+        reference: A run's directory, or `RUN/checkpoints/step-00000100`.
+        device: Where the model computes.
+
+    Raises:
+        RunNotFoundError: There is no such run or checkpoint.
+        CheckpointError: The checkpoint is damaged.
+    """
+    info, run_directory = _resolve(Path(reference).expanduser().resolve())
+    assert info.manifest is not None
+    verify(info)
+    run = info.manifest.run
+    tokenizer = Tokenizer.load(run_directory / TOKENIZER_NAME)
+    config = resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size)
+    attention, _ = resolve_attention(config.attention)
+    model = Transformer(config, attention)
+    reader = CheckpointReader(info.directory, info.manifest)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(reader.whole(name))
+    data = run["config"]["data"]
+    return LoadedModel(
+        model=model.to(device).eval(),
+        tokenizer=tokenizer,
+        data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
+        dataset_path=data["dataset"] if isinstance(data["dataset"], str) else data["dataset"][0]["path"],
+        step=info.step,
+        run_directory=run_directory,
+    )
+
+
+def evaluate_dataset(loaded: LoadedModel, dataset_path: str | None = None) -> dict[str, float]:
+    """Mean cross entropy over the validation split of the run's dataset, or of another one.
+
+    Returns:
+        loss (nats per token), perplexity, tokens (targets scored).
+
+    Raises:
+        DatasetError: The dataset was built with another tokenizer, or has no validation split.
+    """
+    dataset = Dataset.open(dataset_path or loaded.dataset_path)
+    if dataset.tokenizer_hash != loaded.tokenizer.hash:
+        raise DatasetError(
+            f"dataset {dataset.directory} was built with tokenizer {dataset.tokenizer_hash}, and the model was trained "
+            f"with {loaded.tokenizer.hash}: their token ids mean different text. Build the dataset with "
+            f"`tokenizer: {{path: {loaded.run_directory / TOKENIZER_NAME}}}`."
+        )
+    sequences = ValidationSequences(dataset, loaded.data.seq_len, loaded.data.document_mask)
+    if len(sequences) == 0:
+        raise DatasetError(
+            f"dataset {dataset.directory} has no validation documents. Build it with validation_fraction above 0."
+        )
+    loss_sum = weight_sum = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(sequences), _ROWS):
+            indices = np.arange(start, min(start + _ROWS, len(sequences)))
+            batch = to_device(sequences.read(indices), _device(loaded))
+            documents = batch.document_ids if loaded.data.document_mask else None
+            sums = loaded.model(batch.tokens, batch.targets, batch.loss_weights, documents)
+            loss_sum += sums.loss_sum.double().item()
+            weight_sum += sums.weight_sum.double().item()
+    return _figures(loss_sum, weight_sum)
+
+
+def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
+    """Mean cross entropy of a text as one document, cut into sequences of the length trained with.
+
+    Returns:
+        loss (nats per token), perplexity, tokens (targets scored, the end of the document included).
+    """
+    tokenizer, length = loaded.tokenizer, loaded.data.seq_len
+    tokens = [tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)), tokenizer.eos_id]
+    loss_sum = weight_sum = 0.0
+    with torch.inference_mode():
+        for start in range(0, len(tokens) - 1, length):
+            window = torch.tensor([tokens[start : start + length + 1]], device=_device(loaded))
+            inputs, targets = window[:, :-1], window[:, 1:]
+            sums = loaded.model(inputs, targets, torch.ones_like(targets, dtype=torch.float32))
+            loss_sum += sums.loss_sum.double().item()
+            weight_sum += sums.weight_sum.double().item()
+    return _figures(loss_sum, weight_sum)
+
+
+def _figures(loss_sum: float, weight_sum: float) -> dict[str, float]:
+    if weight_sum == 0:
+        raise ModelError("there is no token to score: the text is empty. Give a longer one.")
+    loss = loss_sum / weight_sum
+    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(weight_sum)}
+
+
+def _device(loaded: LoadedModel) -> str:
+    return str(next(loaded.model.parameters()).device)
+
+
+def _resolve(path: Path) -> tuple[CheckpointInfo, Path]:
+    if (path / MANIFEST_NAME).exists() and path.parent.name == "checkpoints":
+        run_directory = path.parent.parent
+        return find_checkpoint(run_directory, int(path.name.removeprefix("step-"))), run_directory
+    if not (path / "run.json").exists():
+        raise RunNotFoundError(
+            f"{path} is neither a run nor a checkpoint: a run has a run.json, a checkpoint a {MANIFEST_NAME}. Name a "
+            "run's directory (storage/name), or one of its checkpoints/step-…"
+        )
+    return find_checkpoint(path), path
+

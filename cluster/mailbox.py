@@ -1,0 +1,89 @@
+"""The way between workers and driver while Ray runs both: a small actor that nobody waits for."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Any
+
+import ray
+
+_POLL_SECONDS = 0.5
+
+
+class Mailbox:
+    """Keeps messages for the driver until it fetches them, and the driver's wish to stop for the workers."""
+
+    def __init__(self) -> None:
+        self._messages: list[dict[str, Any]] = []
+        self._stop = False
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Add a message."""
+        self._messages.append(message)
+
+    def drain(self) -> list[dict[str, Any]]:
+        """Take all messages, oldest first."""
+        messages, self._messages = self._messages, []
+        return messages
+
+    def request_stop(self) -> None:
+        """Ask the workers to save and end."""
+        self._stop = True
+
+    def stop_requested(self) -> bool:
+        """Whether the driver asked for that."""
+        return self._stop
+
+
+def start_mailbox() -> Any:
+    """Start the actor beside the driver; it takes no CPU of the run's."""
+    return ray.remote(num_cpus=0)(Mailbox).remote()
+
+
+class MailboxLink:
+    """A worker's end of the mailbox: posting returns at once, and the wish to stop is looked up by a thread."""
+
+    def __init__(self, mailbox: Any, *, watch_stop: bool) -> None:
+        self._mailbox = mailbox
+        self._stop = threading.Event()
+        self._closed = threading.Event()
+        if watch_stop:
+            threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
+
+    def post(self, message: dict[str, Any]) -> None:
+        """Send a message; never waits."""
+        self._mailbox.post.remote(message)
+
+    def post_and_wait(self, message: dict[str, Any]) -> None:
+        """Send a message that must arrive before this process ends."""
+        ray.get(self._mailbox.post.remote(message))
+
+    def stop_requested(self) -> bool:
+        """Whether the driver wants the run to save and end."""
+        return self._stop.is_set()
+
+    def close(self) -> None:
+        """End the watching thread."""
+        self._closed.set()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(_POLL_SECONDS):
+            if ray.get(self._mailbox.stop_requested.remote()):
+                self._stop.set()
+                return
+
+
+class MailboxLogHandler(logging.Handler):
+    """Sends a worker's log records to the driver."""
+
+    def __init__(self, link: MailboxLink, rank: int) -> None:
+        super().__init__(level=logging.INFO if rank == 0 else logging.WARNING)
+        self._link = link
+        self._rank = rank
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send one record."""
+        self._link.post(
+            {"type": "log", "level": record.levelno, "logger": record.name, "rank": self._rank, "text": self.format(record)}
+        )

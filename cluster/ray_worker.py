@@ -1,0 +1,144 @@
+"""Ray Train: the trainer that starts workers and the function that each of them runs. The only importer of ray.train.
+
+Ray restarts the worker group when a worker or its node is lost; nothing is reported to Ray (a report costs a poll of
+its controller, and its index is not atomic): state lives in our checkpoints alone.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import FailureConfig, ScalingConfig, UserCallback
+
+from cluster.attempt import run_attempt
+from cluster.config import RunConfig
+from cluster.engines import deepspeed_engine
+from cluster.errors import CheckpointMismatchError, ClusterError
+from cluster.mailbox import MailboxLink, MailboxLogHandler
+from cluster.topology import Topology
+from cluster.wandb_mirror import TrackingSettings
+from data_pipeline.errors import DataError
+from llm.errors import ModelError
+
+PROCESS_GROUP_TIMEOUT_SECONDS = 1800
+_LOGGERS = ("cluster", "llm", "data_pipeline")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerOrder:
+    """What every worker is told."""
+
+    config: RunConfig
+    tracking: TrackingSettings
+    mailbox: Any
+
+
+class LossReporter(UserCallback):  # type: ignore[misc]
+    """Tells the driver which workers were lost; runs in Ray's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Post one event for a failure of the worker group."""
+        causes = {str(rank): _first_line(error) for rank, error in sorted(worker_exceptions.items())}
+        self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes})
+
+
+def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -> dict[str, Any]:
+    """Run the training on Ray Train workers until it ends, replacing lost ones.
+
+    Args:
+        order: Told to each worker.
+        gpus_per_worker: 0 or 1.
+        name: Unique per driver, so that Ray never continues anything of its own accord.
+        scratch: Directory that all nodes see, for Ray's own notes.
+
+    Returns:
+        Rank 0's result: step and finished.
+
+    Raises:
+        ray.train.TrainingFailedError: Workers failed more often than the run allows.
+    """
+    resources = order.config.resources
+    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
+    if gpus_per_worker:
+        per_worker["GPU"] = gpus_per_worker
+    trainer = ray.train.torch.TorchTrainer(
+        train_worker,
+        train_loop_config={"order": order},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=per_worker
+        ),
+        torch_config=ray.train.torch.TorchConfig(
+            backend="nccl" if gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS
+        ),
+        run_config=ray.train.RunConfig(
+            name=name,
+            storage_path=str(scratch),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=5),
+            callbacks=[LossReporter(order.mailbox)],
+        ),
+    )
+    result: dict[str, Any] = trainer.fit().return_value
+    return result
+
+
+def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
+    """What one Ray Train worker does: find its place, run the attempt, report errors that a retry would repeat."""
+    order: WorkerOrder = settings["order"]
+    topology = _topology(order.config)
+    if topology.device == "cpu":
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    link = MailboxLink(order.mailbox, watch_stop=topology.is_main)
+    handler = MailboxLogHandler(link, topology.rank)
+    for name in _LOGGERS:
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(logging.INFO)
+    try:
+        result = run_attempt(
+            order.config,
+            topology,
+            engine=deepspeed_engine,
+            zero_stage=order.config.zero.stage,
+            link=link,
+            tracking=order.tracking,
+        )
+    except CheckpointMismatchError:
+        raise  # the next attempt takes the checkpoint before
+    except (ClusterError, DataError, ModelError) as error:
+        link.post_and_wait({"type": "fatal", "error": type(error).__name__, "rank": topology.rank, "text": str(error)})
+        raise
+    finally:
+        link.close()
+    return {"step": result.step, "finished": result.finished}
+
+
+def _topology(config: RunConfig) -> Topology:
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return Topology(
+        rank=context.get_world_rank(),
+        local_rank=context.get_local_rank(),
+        node_rank=context.get_node_rank(),
+        world_size=context.get_world_size(),
+        device=str(device),
+        threads=config.resources.cpus_per_worker,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    cause = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = str(cause).strip().splitlines()
+    return f"{type(cause).__name__}: {text[0]}" if text else type(cause).__name__

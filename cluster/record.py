@@ -1,0 +1,143 @@
+"""The run's record: metrics.jsonl, written by rank 0, and events.jsonl, written by the driver. All else is a view."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from data_pipeline.publish import sync_file, write_atomically
+
+METRICS_NAME = "metrics.jsonl"
+DISCARDED_NAME = "discarded.jsonl"
+EVENTS_NAME = "events.jsonl"
+
+DETERMINISTIC_TRAIN_FIELDS = ("step", "train/loss", "train/grad_norm", "train/learning_rate", "train/tokens")
+DETERMINISTIC_EVAL_FIELDS = ("step", "name", "eval/loss", "eval/perplexity")
+
+
+def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """Whole JSON objects of a log; a torn last line is left out."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for line in file:
+            if not line.endswith(b"\n"):
+                return
+            yield json.loads(line)
+
+
+def perplexity(loss: float) -> float:
+    """exp of a mean cross entropy in nats; infinite where that overflows."""
+    return math.exp(loss) if loss < 700 else math.inf
+
+
+def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields with every non-finite number replaced by null and named in `nonfinite`."""
+    nonfinite = [key for key, value in fields.items() if isinstance(value, float) and not math.isfinite(value)]
+    row = {key: None if key in nonfinite else value for key, value in fields.items()}
+    return {**row, "nonfinite": nonfinite} if nonfinite else row
+
+
+def deterministic_fields(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a metrics line that does not depend on when or how fast it was computed."""
+    keys = DETERMINISTIC_TRAIN_FIELDS if row["kind"] == "train" else DETERMINISTIC_EVAL_FIELDS
+    return {"kind": row["kind"], **{key: row.get(key) for key in keys}}
+
+
+class MetricsLog:
+    """metrics.jsonl of a run, continued after a checkpoint: (kind, name, step) is unique over the run's whole life."""
+
+    def __init__(self, directory: Path, *, attempt: int, after_step: int, clock: Callable[[], float]) -> None:
+        """Open the log, first rewriting it without a torn tail and without steps after the checkpoint.
+
+        Args:
+            directory: The run's directory.
+            attempt: This attempt's number, put on every line.
+            after_step: Step of the checkpoint that training continues from; later lines move to discarded.jsonl.
+            clock: Unix seconds.
+        """
+        self._path = directory / METRICS_NAME
+        self._attempt = attempt
+        self._clock = clock
+        rows = list(read_lines(self._path))
+        kept = [row for row in rows if row["step"] <= after_step]
+        discarded = [row for row in rows if row["step"] > after_step]
+        if discarded:
+            _append(directory / DISCARDED_NAME, discarded)
+        write_atomically(self._path, b"".join(_line(row) for row in kept))
+        self._known = {_identity(row) for row in kept}
+        self._file = self._path.open("ab", buffering=0)
+
+    def write(self, kind: str, step: int, fields: Mapping[str, Any]) -> dict[str, Any]:
+        """Append one line.
+
+        Returns:
+            The line as it stands in the file.
+
+        Raises:
+            ValueError: There is a line of this kind, name and step already.
+        """
+        row = jsonable(
+            {"kind": kind, "step": step, "time_unix_seconds": self._clock(), "attempt": self._attempt, **fields}
+        )
+        identity = _identity(row)
+        if identity in self._known:
+            raise ValueError(f"metrics.jsonl has a line for {identity} already: each step is logged once.")
+        self._known.add(identity)
+        self._file.write(_line(row))
+        return row
+
+    def has(self, kind: str, step: int, name: str | None = None) -> bool:
+        """Whether a line of this kind, name and step is there."""
+        return (kind, name, step) in self._known
+
+    def sync(self) -> None:
+        """Make all lines durable; a checkpoint is published only after its metrics are."""
+        sync_file(self._path)
+
+    def close(self) -> None:
+        """Make all lines durable and close the file."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+class EventsLog:
+    """events.jsonl of a run: append-only; a torn tail left by a killed driver is closed first."""
+
+    def __init__(self, directory: Path, *, clock: Callable[[], float]) -> None:
+        self._path = directory / EVENTS_NAME
+        self._clock = clock
+        if self._path.exists():
+            data = self._path.read_bytes()
+            whole = data[: data.rfind(b"\n") + 1]
+            if len(whole) < len(data):
+                write_atomically(self._path, whole)
+
+    def write(self, event: str, **details: Any) -> dict[str, Any]:
+        """Append one event durably.
+
+        Returns:
+            The line as it stands in the file.
+        """
+        row = jsonable({"event": event, "time_unix_seconds": self._clock(), **details})
+        _append(self._path, [row])
+        return row
+
+
+def _identity(row: Mapping[str, Any]) -> tuple[str, str | None, int]:
+    return (row["kind"], row.get("name"), row["step"])
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    return json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
+
+
+def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+    with path.open("ab", buffering=0) as file:
+        file.write(b"".join(_line(row) for row in rows))
+        os.fsync(file.fileno())

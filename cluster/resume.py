@@ -1,0 +1,130 @@
+"""What may change between the attempts of a run, and what may not: pure functions over two configurations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.errors import RunRefusedError
+from llm.config import ScheduleConfig
+from llm.schedule import decay_start
+
+FREE = (
+    "storage",
+    "name",
+    "resources",
+    "zero",
+    "checkpoint",
+    "evaluation",
+    "wandb",
+    "train.micro_batch_size",
+    "train.log_every_steps",
+    "train.deterministic",
+)
+"""Changed at will: the result does not depend on them beyond the Resume law's tolerance."""
+
+LOGGED = ("train.precision", "model.attention", "train.max_steps")
+"""Changed with an event; `train.max_steps` only while the learning rate does not depend on it."""
+
+BY_FINGERPRINT = "data"
+"""Compared by the data plan's fingerprint, so that a dataset may move."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """A key whose value is not what it was."""
+
+    key: str
+    before: Any
+    after: Any
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.before!r} -> {self.after!r}"
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[Change]:
+    """Leaf keys that differ between two nested mappings, in key order."""
+    found: list[Change] = []
+    for key in sorted({*before, *after}):
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += changes(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(Change(f"{prefix}{key}", old, new))
+    return found
+
+
+def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: int, run: str) -> list[Change]:
+    """Compare a run's configuration with that of a new attempt.
+
+    Args:
+        before: Configuration in the checkpoint, as plain values.
+        after: Configuration asked for now.
+        step: Step that training would continue from.
+        run: Name of the run, for messages.
+
+    Returns:
+        The changes that are allowed and logged.
+
+    Raises:
+        RunRefusedError: Something changed that the curve depends on.
+    """
+    refused, logged = [], []
+    for change in changes(before, after):
+        if _under(change.key, FREE) or _under(change.key, (BY_FINGERPRINT,)):
+            continue
+        if not _under(change.key, LOGGED):
+            refused.append(str(change))
+        elif change.key == "train.max_steps" and not _rate_unaffected(before, after, step):
+            refused.append(f"{change} (the {after['schedule']['name']} schedule has begun to depend on it)")
+        else:
+            logged.append(change)
+    if refused:
+        raise _refusal(run, step, refused)
+    return logged
+
+
+def check_plan(before: Mapping[str, Any], after: Mapping[str, Any], *, step: int, run: str) -> None:
+    """Refuse a data plan that would give other batches.
+
+    Args:
+        before: `DataPlan.describe()` from the checkpoint.
+        after: That of the datasets and configuration at hand.
+        step: Step that training would continue from.
+        run: Name of the run, for messages.
+    """
+    found = changes(before, after)
+    if found:
+        raise _refusal(run, step, [f"data plan {change}" for change in found])
+
+
+def _refusal(run: str, step: int, refused: list[str]) -> RunRefusedError:
+    listing = "\n  ".join(refused)
+    return RunRefusedError(
+        f"run {run} stands at step {step}, and what its curve depends on was changed:\n  {listing}\n"
+        "A run goes on with the configuration it began with. Undo the change, give the run another name, or pass "
+        "--fresh to set the old run aside and begin anew."
+    )
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+
+
+def _rate_unaffected(before: Mapping[str, Any], after: Mapping[str, Any], step: int) -> bool:
+    """Whether the rate of every step made so far is the same under both lengths."""
+    if before["schedule"] != after["schedule"]:
+        return False
+    schedule = ScheduleConfig(**after["schedule"])
+    return all(step <= decay_start(schedule, max_steps=document["train"]["max_steps"]) for document in (before, after))
+
+
+def layout_facts(config: RunConfig) -> dict[str, Any]:
+    """The free part of a configuration that shapes a run's workers; shown in events."""
+    return {
+        "workers": config.resources.workers,
+        "zero_stage": config.zero.stage,
+        "micro_batch_size": config.train.micro_batch_size,
+    }

@@ -1,0 +1,86 @@
+"""Where one process stands among the others, and what it runs on."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any, Literal
+
+import torch
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Topology:
+    """Place of one rank: global rank, rank on its node, node, and the device and threads it computes with."""
+
+    rank: int = 0
+    local_rank: int = 0
+    node_rank: int = 0
+    world_size: int = 1
+    device: str = "cpu"
+    threads: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is rank 0, the one that writes the run's record."""
+        return self.rank == 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """What bit-equality depends on besides the plan: recorded in every manifest and compared at resume."""
+
+    world_size: int
+    zero_stage: int | None
+    micro_batch_size: int
+    precision: Precision
+    threads: int
+    device: str
+    attention: str
+    versions: Mapping[str, str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON form."""
+        return asdict(self)
+
+    def differences(self, other: Mapping[str, Any]) -> dict[str, list[Any]]:
+        """Fields whose values differ from those of another layout's JSON form: {field: [other, this]}."""
+        mine = self.as_dict()
+        return {key: [other.get(key), value] for key, value in mine.items() if other.get(key) != value}
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of what computes: Python, torch, DeepSpeed, Ray, NumPy."""
+    versions = {"python": platform.python_version()}
+    for name in ("torch", "deepspeed", "ray", "numpy"):
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "absent"
+    return versions
+
+
+def device_name(device: str) -> str:
+    """Marketing name of the GPU, or the processor's architecture."""
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    return platform.machine()
+
+
+def resolve_precision(asked: str, device: str) -> tuple[Precision, str]:
+    """Turn `auto` into a precision.
+
+    Returns:
+        The precision and the reason for it, for the log.
+    """
+    if asked == "fp32":
+        return "fp32", "asked for by name"
+    if asked == "bf16":
+        return "bf16", "asked for by name"
+    if device.startswith("cuda") and torch.cuda.is_bf16_supported():
+        return "bf16", f"{device_name(device)} computes in bf16"
+    return "fp32", f"device {device} gains nothing certain from bf16"

@@ -1,0 +1,1 @@
+"""From raw text to batches: readers, cleaning, tokenizer, Arrow shards, sample order. Torch-free."""

@@ -1,0 +1,155 @@
+"""The second pass over the corpora: documents become tokens in shards, and the ledgers are counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import xxhash
+
+from data_pipeline.config import DataBuildConfig, SourceConfig
+from data_pipeline.errors import CorpusError
+from data_pipeline.manifest import SPLITS, BuildLedger, ShardRecord, SourceRecord, SplitRecord
+from data_pipeline.shards import ShardWriter, token_dtype
+from data_pipeline.survey import (
+    CleanDocument,
+    ContentDigest,
+    LedgerCounts,
+    ProgressCallback,
+    ProgressReporter,
+    Survey,
+    clean_documents,
+    summed,
+)
+from data_pipeline.tokenizer import Tokenizer
+
+_GROUP_BYTES = 1 << 20
+"""Text handed to the tokenizer at a time."""
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """What was written, and the ledgers of it."""
+
+    splits: dict[str, SplitRecord]
+    ledger: BuildLedger
+    sources: tuple[SourceRecord, ...]
+    shards: tuple[ShardRecord, ...]
+
+
+class SplitWriter:
+    """Writes the documents of one split to shards."""
+
+    def __init__(self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+        self.split = split
+        self.documents = 0
+        self.tokens = 0
+        self.utf8_bytes = 0
+        self.shards: list[ShardRecord] = []
+        self._working = working
+        self._dtype = dtype
+        self._shard_tokens = shard_tokens
+        self._writer: ShardWriter | None = None
+        self._hash = xxhash.xxh3_128()
+
+    def add(self, document: CleanDocument, tokens: npt.NDArray[Any]) -> None:
+        """Appends a document with its BOS and EOS."""
+        if self._writer is None:
+            self._writer = ShardWriter(self._working / self._file, self._dtype)
+        self._writer.add(tokens, document.document_id, document.source, document.size_bytes)
+        self._hash.update(tokens.data)
+        self.documents += 1
+        self.tokens += len(tokens)
+        self.utf8_bytes += document.size_bytes
+        if self._writer.tokens >= self._shard_tokens:
+            self._finish_shard()
+
+    def finish(self) -> SplitRecord:
+        """Closes the last shard and describes the split."""
+        self._finish_shard()
+        return SplitRecord(
+            documents=self.documents,
+            tokens=self.tokens,
+            utf8_bytes=self.utf8_bytes,
+            tokens_hash=self._hash.hexdigest(),
+        )
+
+    def abandon(self) -> None:
+        """Closes an unfinished shard as it is."""
+        if self._writer is not None:
+            self._writer.abandon()
+
+    @property
+    def _file(self) -> str:
+        return f"shards/{self.split}-{len(self.shards):05d}.arrow"
+
+    def _finish_shard(self) -> None:
+        if self._writer is not None:
+            self.shards.append(self._writer.finish(self._file, self.split))
+            self._writer = None
+
+
+def encode_corpus(
+    config: DataBuildConfig,
+    survey: Survey,
+    tokenizer: Tokenizer,
+    working: Path,
+    progress: ProgressCallback | None = None,
+    threads: int = 1,
+) -> EncodedDataset:
+    """Encodes all sources into shards under `working`.
+
+    Raises:
+        CorpusError: The corpora changed since the survey.
+    """
+    dtype = token_dtype(tokenizer.vocab_size)
+    writers = {split: SplitWriter(split, working, dtype, config.shard_tokens) for split in SPLITS}
+    reporter = ProgressReporter(progress, "encoding", survey.ledger.bytes_kept)
+    content, sources = ContentDigest(), []
+    try:
+        for source in config.sources:
+            counts, tokens = LedgerCounts(), dict.fromkeys(SPLITS, 0)
+            for group in _groups(source, config, counts):
+                encoded = tokenizer.encode_batch([document.text for document in group], threads)
+                for document, ids in zip(group, encoded, strict=True):
+                    framed = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
+                    split = survey.split_of(document)
+                    writers[split].add(document, framed)
+                    counts.kept(document.size_bytes)
+                    tokens[split] += len(framed)
+                    content.add(document)
+                    reporter.add(document.size_bytes, sum(writer.tokens for writer in writers.values()))
+            sources.append(SourceRecord(name=source.name, ledger=counts.ledger(), tokens=tokens))
+        reporter.finish()
+        splits = {split: writer.finish() for split, writer in writers.items()}
+    finally:
+        for writer in writers.values():
+            writer.abandon()
+    if content.hexdigest() != survey.content_digest:
+        raise CorpusError(
+            f"The text of {config.name!r} changed while it was built: the second reading differs from the "
+            "first. "
+            "Run the build again when the files are at rest."
+        )
+    shards = tuple(shard for writer in writers.values() for shard in writer.shards)
+    return EncodedDataset(splits, summed([record.ledger for record in sources]), tuple(sources), shards)
+
+
+def _groups(
+    source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts
+) -> Iterator[list[CleanDocument]]:
+    """Gathers documents until they hold about a megabyte."""
+    group: list[CleanDocument] = []
+    size = 0
+    for document in clean_documents(source, config, counts):
+        group.append(document)
+        size += document.size_bytes
+        if size >= _GROUP_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group

@@ -1,0 +1,229 @@
+"""The data plan: everything that fixes the sequences of global batch s, and the ledger of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import OrderError
+from data_pipeline.order import SequenceOrder, Shuffle, SourceRows
+from data_pipeline.publish import digest
+from data_pipeline.skip_ledger import SkipLedger
+
+Int64Array = npt.NDArray[np.int64]
+
+ORDER_VERSION = 1
+"""Raised by every change of code that alters the order of sequences."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingLedger:
+    """Tokens of one dataset, for the epoch in progress.
+
+    dataset = train + validation; train = trained + not_yet_used + tail + skipped.
+    """
+
+    dataset: str
+    """Name of the dataset."""
+    dataset_tokens: int
+    train_tokens: int
+    validation_tokens: int
+    completed_epochs: int
+    """Epochs of which every row was trained or skipped."""
+    trained_tokens: int
+    """Tokens that were targets in this epoch."""
+    not_yet_used_tokens: int
+    tail_tokens: int
+    """The stream's first token, which nothing predicts, and its end, too short for a row."""
+    skipped_tokens: int
+    """Left out by healing in this epoch."""
+
+    def problem(self) -> str | None:
+        """Returns how the ledger fails to add up, or None."""
+        if self.dataset_tokens != self.train_tokens + self.validation_tokens:
+            return f"{self.dataset}: {self.dataset_tokens} tokens are not train + validation"
+        parts = self.trained_tokens + self.not_yet_used_tokens + self.tail_tokens + self.skipped_tokens
+        if self.train_tokens != parts:
+            return f"{self.dataset}: {self.train_tokens} train tokens, but {parts} accounted for"
+        return None
+
+
+class DataPlan:
+    """What is trained on, in which order.
+
+    Args:
+        datasets: The opened datasets, in the order of `config.entries`.
+        config: Sequence length, mixture, shuffle.
+        seed: Keys the order.
+        global_batch_size: Sequences of one optimizer step.
+
+    Raises:
+        OrderError: The datasets do not fit each other or the configuration.
+    """
+
+    def __init__(
+        self, datasets: Sequence[Dataset], config: DataConfig, *, seed: int, global_batch_size: int
+    ) -> None:
+        self.datasets = tuple(datasets)
+        self.config = config
+        self.seed = seed
+        self.global_batch_size = global_batch_size
+        if len(self.datasets) != len(config.entries):
+            raise OrderError(
+                f"{len(self.datasets)} datasets were opened for {len(config.entries)} entries of "
+                "data.dataset."
+            )
+        if global_batch_size < 1:
+            raise OrderError(f"global_batch_size is {global_batch_size}, and must be at least 1 sequence.")
+        _check_tokenizers(self.datasets)
+        self.rows = _rows(self.datasets, config.seq_len)
+        """Sequences in one epoch of each dataset."""
+        weights = [
+            float(rows if entry.weight is None else entry.weight)
+            for entry, rows in zip(config.entries, self.rows, strict=True)
+        ]
+        self.order = SequenceOrder(
+            [
+                SourceRows(key=dataset.fingerprint, rows=rows, weight=weight, max_epochs=entry.max_epochs)
+                for dataset, rows, weight, entry in zip(
+                    self.datasets, self.rows, weights, config.entries, strict=True
+                )
+            ],
+            seed=seed,
+            stages=config.stages,
+            shuffle=Shuffle(config.shuffle_block_sequences, config.shuffle_window_blocks),
+        )
+        self.total_sequences = self.order.total_sequences
+        """Sequences until every dataset is exhausted; None is without end."""
+
+    def describe(self) -> dict[str, Any]:
+        """Returns everything that fixes the order but the seed, as JSON, to be compared key by key."""
+        config = self.config
+        return {
+            "order_version": ORDER_VERSION,
+            "tokenizer": self.datasets[0].tokenizer_hash,
+            "datasets": [
+                {"fingerprint": dataset.fingerprint, "weight": source.weight, "max_epochs": source.max_epochs}
+                for dataset, source in zip(self.datasets, self.order.sources, strict=True)
+            ],
+            "stages": [
+                {"sequences": stage.sequences, "weights": list(stage.weights)} for stage in config.stages
+            ],
+            "seq_len": config.seq_len,
+            "packing": config.packing,
+            "document_mask": config.document_mask,
+            "global_batch_size": self.global_batch_size,
+            "shuffle_block_sequences": config.shuffle_block_sequences,
+            "shuffle_window_blocks": config.shuffle_window_blocks,
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of `describe()`."""
+        return digest(self.describe())
+
+    def batch_indices(self, step: int, skips: SkipLedger) -> Int64Array:
+        """Returns the logical indices of global batch `step`, counted from 1. Shape: (B,)."""
+        if step < 1:
+            raise OrderError(f"Step {step} was asked for: optimizer steps count from 1.")
+        size = self.global_batch_size
+        return skips.logical(np.arange((step - 1) * size, step * size, dtype=np.int64))
+
+    def position_after(self, step: int, skips: SkipLedger) -> int:
+        """Returns the data position after optimizer step `step`: the logical index that is read next."""
+        return skips.position_after(step * self.global_batch_size)
+
+    def check_steps(self, max_steps: int, skips: SkipLedger | None = None) -> None:
+        """Raises where the data ends before `max_steps` optimizer steps.
+
+        Raises:
+            OrderError: States how many steps are possible.
+        """
+        if self.total_sequences is None:
+            return
+        usable = self.total_sequences - (skips or SkipLedger()).skipped_before(self.total_sequences)
+        possible = usable // self.global_batch_size
+        if max_steps > possible:
+            raise OrderError(
+                f"train.max_steps is {max_steps} at {self.global_batch_size} sequences a step, but "
+                "max_epochs ends the "
+                f"data after {usable} sequences: {possible} steps are possible. Lower max_steps, or raise "
+                "max_epochs "
+                "of a dataset (null is without limit)."
+            )
+
+    def ledger(self, step: int, skips: SkipLedger) -> tuple[TrainingLedger, ...]:
+        """Accounts for every token of every dataset after optimizer step `step` (0 is before the first).
+
+        Raises:
+            OrderError: The ledger does not add up, which would be a defect of this program.
+        """
+        position = self.position_after(step, skips)
+        reached = self.order.consumed(position)
+        floors = np.array(
+            [max(0, n - 1) // rows * rows for n, rows in zip(reached.tolist(), self.rows, strict=True)]
+        )
+        skipped = np.zeros(len(self.rows), dtype=np.int64)
+        for start, stop in skips.intervals:
+            if start < position:
+                begin, end = self.order.consumed(start), self.order.consumed(min(stop, position))
+                skipped += np.maximum(end, floors) - np.maximum(begin, floors)
+        ledgers = tuple(
+            self._ledger(
+                number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number])
+            )
+            for number in range(len(self.rows))
+        )
+        for entry in ledgers:
+            if problem := entry.problem():
+                raise OrderError(
+                    f"The training ledger does not add up after step {step}: {problem}. Please report this."
+                )
+        return ledgers
+
+    def _ledger(self, number: int, reached: int, in_epoch: int, skipped: int) -> TrainingLedger:
+        dataset, rows, length = self.datasets[number], self.rows[number], self.config.seq_len
+        train = dataset.split("train").tokens
+        return TrainingLedger(
+            dataset=dataset.name,
+            dataset_tokens=dataset.manifest.tokens,
+            train_tokens=train,
+            validation_tokens=dataset.split("validation").tokens,
+            completed_epochs=reached // rows,
+            trained_tokens=(in_epoch - skipped) * length,
+            not_yet_used_tokens=(rows - in_epoch) * length,
+            tail_tokens=train - rows * length,
+            skipped_tokens=skipped * length,
+        )
+
+
+def _check_tokenizers(datasets: Sequence[Dataset]) -> None:
+    first = datasets[0]
+    for other in datasets[1:]:
+        if other.tokenizer_hash != first.tokenizer_hash:
+            raise OrderError(
+                f"The datasets were built with different tokenizers: {first.directory} with "
+                f"{first.tokenizer_hash}, "
+                f"{other.directory} with {other.tokenizer_hash}. Rebuild one with `tokenizer: {{path: "
+                f"{first.directory / 'tokenizer.model'}}}`."
+            )
+
+
+def _rows(datasets: Sequence[Dataset], seq_len: int) -> tuple[int, ...]:
+    rows = tuple((dataset.split("train").tokens - 1) // seq_len for dataset in datasets)
+    for dataset, count in zip(datasets, rows, strict=True):
+        if count < 1:
+            tokens = dataset.split("train").tokens
+            raise OrderError(
+                f"data.seq_len is {seq_len}, but {dataset.directory} has only {tokens} train tokens: a "
+                "sequence reads "
+                f"seq_len + 1. The largest possible seq_len is {max(tokens - 1, 0)}; choose a smaller one "
+                "or more text."
+            )
+    return rows

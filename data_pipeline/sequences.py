@@ -1,0 +1,193 @@
+"""Batches cut from token streams: the contract between data and model, as plain arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.plan import DataPlan
+from data_pipeline.stream import TokenStream
+
+Int64Array = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Batch:
+    """Rows of tokens with their targets."""
+
+    tokens: Int64Array
+    """Shape: (B, T)."""
+    targets: Int64Array
+    """The token after each one. Shape: (B, T)."""
+    loss_weights: npt.NDArray[np.float32]
+    """1 where the target counts, 0 where it does not. Shape: (B, T)."""
+    document_ids: npt.NDArray[np.int32]
+    """Number of the document within the row, from 0; all 0 where documents are not masked. Shape: (B, T)."""
+    sample_index: Int64Array
+    """Logical index of each row, -1 for padding rows. Shape: (B,)."""
+
+    def __len__(self) -> int:
+        return len(self.sample_index)
+
+    def __getitem__(self, rows: slice) -> Batch:
+        """Returns some of the rows, as views."""
+        return Batch(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+
+    @classmethod
+    def padding(cls, rows: int, seq_len: int) -> Batch:
+        """Returns rows that carry no weight."""
+        return cls(
+            tokens=np.zeros((rows, seq_len), dtype=np.int64),
+            targets=np.zeros((rows, seq_len), dtype=np.int64),
+            loss_weights=np.zeros((rows, seq_len), dtype=np.float32),
+            document_ids=np.zeros((rows, seq_len), dtype=np.int32),
+            sample_index=np.full(rows, -1, dtype=np.int64),
+        )
+
+    @classmethod
+    def concatenate(cls, batches: Sequence[Batch]) -> Batch:
+        """Returns the rows of all batches, in order."""
+        return cls(
+            **{f.name: np.concatenate([getattr(batch, f.name) for batch in batches]) for f in fields(cls)}
+        )
+
+
+class TrainingSequences:
+    """The training sequences of a plan, by logical index."""
+
+    def __init__(self, plan: DataPlan) -> None:
+        self.plan = plan
+        self.seq_len = plan.config.seq_len
+        self._streams = [dataset.split("train") for dataset in plan.datasets]
+
+    def read(self, logical_indices: npt.ArrayLike) -> Batch:
+        """Reads sequences.
+
+        Args:
+            logical_indices: Logical indices, -1 for a padding row. Shape: (B,).
+
+        Returns:
+            The batch, row for row.
+        """
+        wanted = np.asarray(logical_indices, dtype=np.int64)
+        real = np.flatnonzero(wanted >= 0)
+        source, row, _ = self.plan.order.locate(wanted[real])
+        raw = np.zeros((len(wanted), self.seq_len + 1), dtype=self._streams[0].dtype)
+        for number in np.unique(source).tolist():
+            mine = source == number
+            raw[real[mine]] = self._streams[number].rows(row[mine] * self.seq_len, self.seq_len + 1)
+        valid = np.where(wanted >= 0, self.seq_len + 1, 0)
+        return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask)
+
+
+class ValidationSequences:
+    """A validation split, cut like training, the shorter last row kept, so that every token is scored once.
+
+    Args:
+        dataset: The dataset.
+        seq_len: Tokens of a row.
+        document_mask: Keep targets within a document.
+    """
+
+    def __init__(self, dataset: Dataset, seq_len: int, document_mask: bool) -> None:
+        self.stream = dataset.split("validation")
+        self.seq_len = seq_len
+        self.document_mask = document_mask
+
+    def __len__(self) -> int:
+        return -(-max(self.stream.tokens - 1, 0) // self.seq_len)
+
+    def read(self, indices: npt.ArrayLike) -> Batch:
+        """Reads rows by number, -1 for a padding row. See `TrainingSequences.read`."""
+        wanted = np.asarray(indices, dtype=np.int64)
+        if wanted.size and int(wanted.max()) >= len(self):
+            raise IndexError(
+                f"Validation row {int(wanted.max())} was asked for; there are {len(self)}, counted from 0."
+            )
+        length = self.seq_len + 1
+        raw = np.zeros((len(wanted), length), dtype=self.stream.dtype)
+        valid = np.where(wanted >= 0, np.minimum(length, self.stream.tokens - wanted * self.seq_len), 0)
+        whole = np.flatnonzero(valid == length)
+        raw[whole] = self.stream.rows(wanted[whole] * self.seq_len, length)
+        for row in np.flatnonzero((valid > 0) & (valid < length)).tolist():
+            start = int(wanted[row]) * self.seq_len
+            raw[row, : valid[row]] = self.stream.read(start, self.stream.tokens)
+        return _batch(raw, wanted, valid, self.stream.bos_id, self.document_mask)
+
+
+def _batch(
+    raw: npt.NDArray[np.unsignedinteger],
+    index: Int64Array,
+    valid: Int64Array,
+    bos_id: int,
+    document_mask: bool,
+) -> Batch:
+    """Derives targets, weights and document numbers: a document begins at each BOS, which no text contains.
+
+    Args:
+        raw: Tokens; each row one longer than the sequence. Shape: (B, T + 1).
+        index: Sample index of each row. Shape: (B,).
+        valid: How many tokens of each row are real. Shape: (B,).
+        bos_id: Token that begins a document.
+        document_mask: Keep targets within a document.
+    """
+    rows, length = raw.shape[0], raw.shape[1] - 1
+    weights = np.ones((rows, length), dtype=np.float32)
+    documents = np.zeros((rows, length), dtype=np.int32)
+    if document_mask:
+        row, column = np.divmod(np.flatnonzero(raw == bos_id), length + 1)
+        row, column = row[column > 0], column[column > 0]
+        weights[row, column - 1] = 0
+        documents = _document_ids(row, column, rows, length)
+    for short in np.flatnonzero(valid <= length).tolist():
+        weights[short, max(int(valid[short]) - 1, 0) :] = 0
+        if document_mask and valid[short] > 0:
+            documents[short, valid[short] :] = documents[short, valid[short] - 1] + 1
+    return Batch(
+        tokens=raw[:, :-1].astype(np.int64),
+        targets=raw[:, 1:].astype(np.int64),
+        loss_weights=weights,
+        document_ids=documents,
+        sample_index=index,
+    )
+
+
+def _document_ids(row: Int64Array, column: Int64Array, rows: int, length: int) -> npt.NDArray[np.int32]:
+    """Numbers each row's documents by run lengths, cheaper than a running sum over every token.
+
+    Args:
+        row: Row of each document that begins after its row's first token, in order.
+        column: Its first column; it may be `length`, one behind the row.
+        rows: B.
+        length: T.
+
+    Returns:
+        Document numbers from 0. Shape: (B, T).
+    """
+    inside = column < length
+    row, column = row[inside], column[inside]
+    # Run r begins at starts[r] of the flattened batch: one for each row and each document within it.
+    starts = np.concatenate((np.arange(rows) * length, row * length + column))
+    starts.sort()
+    first_run = np.searchsorted(starts, np.arange(rows) * length)
+    within = np.arange(len(starts)) - first_run[starts // length]
+    runs = np.diff(starts, append=rows * length)
+    return np.repeat(within.astype(np.int32), runs).reshape(rows, length)
+
+
+def bigram_pairs(stream: TokenStream) -> tuple[Int64Array, Int64Array]:
+    """Returns all pairs of neighbouring tokens within documents: the targets scored under `document_mask`.
+
+    Args:
+        stream: A split.
+
+    Returns:
+        Contexts and targets. Shape: (pairs,) each.
+    """
+    tokens = stream.read(0, stream.tokens)
+    within = tokens[1:] != stream.bos_id
+    return tokens[:-1][within].astype(np.int64), tokens[1:][within].astype(np.int64)

@@ -1,0 +1,1 @@
+"""What a person touches: commands, configuration files, reports. The only reader of argv and environment."""

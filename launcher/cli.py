@@ -1,0 +1,85 @@
+"""The command tree, and the edge at which every failure becomes a message and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from launcher.commands import checkpoint, config, data, evaluate, generate, pretrain, quickstart
+from launcher.commands.arguments import examples
+from launcher.errors import InterruptError, LauncherError
+
+_PACKAGE_ERRORS = {
+    "llm.errors": "ModelError",
+    "data_pipeline.errors": "DataError",
+    "cluster.errors": "ClusterError",
+}
+
+
+class _Edge(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        """Run the verb; a failure that a person can act on ends it with one message and no traceback."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise  # the reader of our output has gone: typer ends the process quietly
+        except KeyboardInterrupt:
+            _fail(ctx, InterruptError("stopped."))
+        except _failures_to_act_on() as error:
+            _fail(ctx, error)
+
+
+def _failures_to_act_on() -> tuple[type[Exception], ...]:
+    """The root exception of every package; one that was never imported cannot have been raised."""
+    roots = (
+        getattr(sys.modules[module], name)
+        for module, name in _PACKAGE_ERRORS.items()
+        if module in sys.modules
+    )
+    return LauncherError, OSError, *roots
+
+
+def _fail(ctx: Any, error: Exception) -> None:
+    from launcher.console import say_error
+
+    if ctx.params.get("debug"):
+        import traceback
+
+        traceback.print_exception(error, file=sys.stderr)
+    say_error(str(error))
+    raise typer.Exit(error.exit_code if isinstance(error, LauncherError) else 1)
+
+
+app = typer.Typer(
+    name="longhaul",
+    cls=_Edge,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=examples(
+        "longhaul quickstart",
+        "longhaul pretrain smoke",
+        "longhaul pretrain my-run.yaml train.max_steps=2000",
+    ),
+)
+
+
+@app.callback()
+def longhaul(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure as well.")] = False,
+) -> None:
+    """Train language models from raw text, on a laptop or a Ray cluster, in runs that cannot be lost."""
+
+
+quickstart.register(app)
+app.add_typer(data.app, name="data")
+pretrain.register(app)
+evaluate.register(app)
+generate.register(app)
+app.add_typer(checkpoint.app, name="checkpoint")
+app.add_typer(config.app, name="config")

@@ -1,0 +1,71 @@
+"""`longhaul evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import AsJson, RunOrCheckpoint, examples, print_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command tree."""
+    app.command(
+        epilog=examples(
+            "longhaul evaluate longhaul-quickstart/runs/quickstart",
+            "longhaul evaluate runs/my-run --dataset datasets/other",
+            "longhaul evaluate runs/my-run/checkpoints/step-00000400 --text chapter.txt --json",
+        )
+    )(evaluate)
+
+
+def evaluate(
+    run_or_checkpoint: RunOrCheckpoint,
+    text: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Score this UTF-8 text file instead of a dataset.")
+    ] = None,
+    dataset: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DATASET", help="Score the validation split of this dataset instead of the run's own."
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Print loss and perplexity of a trained model on held-out documents or on a text of yours."""
+    from launcher.errors import UsageError
+
+    if text is not None and dataset is not None:
+        raise UsageError("--text and --dataset were both given. Choose one of them.")
+    content = _read(text) if text is not None else None
+
+    from cluster.inference import evaluate_dataset, evaluate_text, load_run
+
+    loaded = load_run(run_or_checkpoint)
+    if content is not None:
+        figures = evaluate_text(loaded, content)
+    else:
+        figures = evaluate_dataset(loaded, str(dataset) if dataset is not None else None)
+    if as_json:
+        print_json({"run_directory": str(loaded.run_directory), "step": loaded.step, **figures})
+        return
+    typer.echo(f"step        {loaded.step:,}")
+    typer.echo(f"tokens      {figures['tokens']:,}")
+    typer.echo(f"loss        {figures['loss']:.4f} nats per token")
+    typer.echo(f"perplexity  {figures['perplexity']:.2f}")
+
+
+def _read(path: Path) -> str:
+    from launcher.errors import UsageError
+
+    try:
+        content = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not UTF-8 text (byte {error.start}). Convert it first.") from error
+    if not content.strip():
+        raise UsageError(f"{path}: the file has no text to score.")
+    return content

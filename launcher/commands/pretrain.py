@@ -1,0 +1,61 @@
+"""`longhaul pretrain`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from launcher.commands.arguments import Config, Overrides, examples
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb to the command tree."""
+    app.command(
+        epilog=examples(
+            "longhaul pretrain smoke",
+            "longhaul pretrain my-run.yaml train.max_steps=2000 resources.workers=4",
+            "longhaul pretrain my-run.yaml --fresh",
+        )
+    )(pretrain)
+
+
+def pretrain(
+    config: Config,
+    overrides: Overrides = None,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin at step 0; what the run directory holds is moved aside.")
+    ] = False,
+) -> None:
+    """Train a model from random weights, going on from the newest good checkpoint where the run has one.
+
+    Where RAY_ADDRESS is set the workers run on that Ray cluster, otherwise on a private one of this machine.
+    """
+    from launcher.config_file import load_run_config
+    from launcher.console import is_interactive, messages, results
+    from launcher.errors import InterruptError
+    from launcher.progress import TrainingProgress
+    from launcher.training import train
+
+    run_config = load_run_config(config, overrides or ())
+    console = messages()
+    try:
+        with TrainingProgress(console, interactive=is_interactive(console)) as progress:
+            result = train(run_config, fresh=fresh, listener=progress)
+    except KeyboardInterrupt as error:
+        raise InterruptError(
+            "stopped. The same command continues the run from its last checkpoint."
+        ) from error
+    out = results()
+    if not result.trained_now:
+        out.print(
+            f"the run had finished before, at step {result.step:,}; raise train.max_steps or give --fresh"
+        )
+    for name, perplexity in result.validation.items():
+        out.print(f"validation perplexity {perplexity:.2f}  ({name})")
+    out.print(f"run     {result.run_directory}")
+    out.print(f"report  {result.report}")
+    if result.status == "stopped":
+        raise InterruptError(
+            f"stopped after step {result.step:,}. The same command continues the run from there."
+        )

@@ -1,0 +1,52 @@
+"""What a dataset holds, as tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.table import Table
+
+from data_pipeline.manifest import BuildLedger, Manifest
+from launcher.console import table
+
+
+def split_table(manifest: Manifest) -> Table:
+    """Documents, tokens and bytes of each split."""
+    rows = table("split", "documents", "tokens", "UTF-8 bytes", numbers_from=1)
+    for name, split in manifest.splits.items():
+        rows.add_row(name, f"{split.documents:,}", f"{split.tokens:,}", f"{split.utf8_bytes:,}")
+    return rows
+
+
+def ledger_table(ledger: BuildLedger) -> Table:
+    """Where every document and byte that was read has gone; the lines below the first add up to it."""
+    rows = table("ledger", "documents", "UTF-8 bytes", numbers_from=1)
+    rows.add_row("read", f"{ledger.documents_read:,}", f"{ledger.bytes_read:,}")
+    rows.add_row("kept", f"{ledger.documents_kept:,}", f"{ledger.bytes_kept:,}")
+    for reason in sorted(ledger.documents_dropped.keys() | ledger.bytes_dropped.keys()):
+        documents, size = ledger.documents_dropped.get(reason, 0), ledger.bytes_dropped.get(reason, 0)
+        rows.add_row(f"dropped: {reason}", f"{documents:,}", f"{size:,}")
+    rows.add_row("removed by normalisation", "", f"{ledger.bytes_removed_by_normalisation:,}")
+    return rows
+
+
+def source_table(manifest: Manifest) -> Table:
+    """What each source gave."""
+    splits = list(manifest.splits)
+    rows = table("source", "documents", *(f"{split} tokens" for split in splits), numbers_from=1)
+    for source in manifest.sources:
+        tokens = (f"{source.tokens.get(split, 0):,}" for split in splits)
+        rows.add_row(source.name, f"{source.ledger.documents_kept:,}", *tokens)
+    return rows
+
+
+def length_table(histogram: list[dict[str, Any]]) -> Table:
+    """How long the documents are, with a bar for each range of lengths."""
+    widest = 40
+    most = max((entry["documents"] for entry in histogram), default=0)
+    rows = table("tokens in a document", "documents", "", numbers_from=1)
+    rows.columns[2].justify = "left"
+    for entry in histogram:
+        bar = "█" * max(1, round(widest * entry["documents"] / most)) if entry["documents"] else ""
+        rows.add_row(f"{entry['from_tokens']:,} - {entry['to_tokens'] - 1:,}", f"{entry['documents']:,}", bar)
+    return rows

@@ -1,0 +1,119 @@
+"""The sentences of the progress view: figures of a step, of an evaluation, and events."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from rich.text import Text
+
+from launcher.report.events import describe, title, tone
+from launcher.report.record import Event
+from launcher.report.units import MISSING, plural, significant
+
+_STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
+_OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
+_SAID_IN_FULL = ("checkpoint_rejected", "rolled_back", "samples_skipped", "preempted")
+
+
+def position(message: Mapping[str, Any], seconds_left: float | None) -> str:
+    """Where the training stands: `step 120/1,400  8.6 %  2:03 left`."""
+    step, max_steps = message["step"], message["max_steps"]
+    parts = [f"step {step:,}/{max_steps:,}", f"{100 * step / max_steps:.1f} %"]
+    if seconds_left is not None and step < max_steps:
+        parts.append(f"{_countdown(seconds_left)} left")
+    return "  ".join(parts)
+
+
+def figures(message: Mapping[str, Any], validation: Mapping[str, float | None]) -> str:
+    """Loss, perplexity and speed of a step, and the last validation perplexity of every dataset."""
+    speed = message.get("speed/tokens_per_second")
+    parts = [
+        f"loss {_decimals(message.get('train/loss'), 4)}",
+        f"perplexity {significant(message.get('train/perplexity'))}",
+        f"{MISSING if speed is None else format(speed, ',.0f')} tokens/s",
+    ]
+    for name, perplexity in validation.items():
+        label = "validation" if len(validation) == 1 else f"validation {name}"
+        parts.append(f"{label} {significant(perplexity)}")
+    return "  ".join(parts)
+
+
+def eval_line(message: Mapping[str, Any]) -> Text:
+    """One line about an evaluation."""
+    loss, perplexity = message.get("eval/loss"), message.get("eval/perplexity")
+    return Text(
+        f"step {message['step']:,}: validation perplexity {significant(perplexity)} "
+        f"(loss {_decimals(loss, 4)}, {message['name']})",
+        style="cyan",
+    )
+
+
+def event_line(message: Mapping[str, Any]) -> Text:
+    """One line about something that happened to the run."""
+    event = _event(message)
+    where = f"step {event.step:,}: " if event.step is not None else ""
+    return Text(where + _sentence(event), style=_STYLES[tone(event)])
+
+
+def is_worth_showing(message: Mapping[str, Any]) -> bool:
+    """Whether a log record is shown: our own news (how `auto` was resolved), other people's warnings."""
+    ours = str(message["logger"]).split(".")[0] in _OUR_PACKAGES
+    return int(message["level"]) >= (logging.INFO if ours else logging.WARNING)
+
+
+def log_line(message: Mapping[str, Any]) -> Text:
+    """A worker's log record."""
+    level = int(message["level"])
+    style = "red" if level >= logging.ERROR else "yellow" if level >= logging.WARNING else "dim"
+    prefix = f"rank {message['rank']}: " if level >= logging.WARNING else ""
+    return Text(f"{prefix}{message['text']}", style=style)
+
+
+def _sentence(event: Event) -> str:
+    reason = event.details.get("reason") or event.details.get("error")
+    first_line = str(reason).strip().splitlines()[0] if reason else ""
+    if event.name == "worker_lost":
+        return "a worker was lost, recovering from the last checkpoint" + (
+            f" ({first_line})" if first_line else ""
+        )
+    if event.name in ("started", "resumed"):
+        begin = "started" if event.name == "started" else "continuing from the checkpoint of this step"
+        return ", ".join([begin, *_layout(event.details.get("layout"))])
+    if event.name == "checkpoint_saved":
+        return "checkpoint saved"
+    if event.name in _SAID_IN_FULL:
+        return ": ".join(filter(None, [title(event), describe(event)]))
+    return ": ".join(filter(None, [title(event), first_line]))
+
+
+def _layout(layout: Any) -> list[str]:
+    """The part of a layout that a person asks about first."""
+    if not isinstance(layout, dict):
+        return []
+    stage = layout.get("zero_stage")
+    parts = [plural(layout["world_size"], "worker")] if "world_size" in layout else []
+    parts += [f"ZeRO {stage}"] if stage is not None else []
+    return parts + [str(layout[key]) for key in ("precision", "device", "attention") if key in layout]
+
+
+def _event(message: Mapping[str, Any]) -> Event:
+    known = ("type", "event", "step", "time_unix_seconds", "attempt")
+    return Event(
+        name=message["event"],
+        step=message.get("step"),
+        time_unix_seconds=message.get("time_unix_seconds"),
+        attempt=message.get("attempt"),
+        details={key: value for key, value in message.items() if key not in known},
+    )
+
+
+def _decimals(value: float | None, decimals: int) -> str:
+    return MISSING if value is None else f"{value:.{decimals}f}"
+
+
+def _countdown(seconds: float) -> str:
+    whole = round(seconds)
+    hours, minutes = divmod(whole // 60, 60)
+    return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"

@@ -1,0 +1,1 @@
+"""Shipped recipes: configuration files that are found by their name alone."""

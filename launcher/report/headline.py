@@ -1,0 +1,180 @@
+"""What a reader wants to know first: where the run stands, and its eight figures."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from launcher.report.axes import RunAxes
+from launcher.report.json_facts import finite
+from launcher.report.metrics import Evaluation
+from launcher.report.record import RunRecord
+from launcher.report.units import MISSING, byte_size, duration, percentage, plural, short_count, significant
+
+FORMULAS = (
+    "Perplexity is exp(loss), loss the mean cross entropy over target tokens in nats. "
+    "Time in training is the sum over attempts of the time from the first to the last logged step that was "
+    "kept, over wall time, which runs from the first to the last record. "
+    "Tokens/s and MFU in the headline are medians over logged steps; n/a is a figure that the run lacks. "
+    "Smoothing is an exponential mean over steps with the time constant shown, of logarithms for perplexity."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Card:
+    """One figure of the headline."""
+
+    label: str
+    value: str
+    unit: str = ""
+    note: str = ""
+
+
+def headline(record: RunRecord, axes: RunAxes) -> list[Card]:
+    """The cards in reading order."""
+    return [
+        _training(record),
+        _validation(record),
+        _tokens(record),
+        _speed(record),
+        _wall_time(axes),
+        _attempts(record),
+        _checkpoints(record),
+        _memory(record),
+    ]
+
+
+def perplexity(evaluation: Evaluation) -> float | None:
+    """The perplexity of an eval line, from its loss where only that was logged; None where not finite."""
+    found = finite(evaluation.values.get("eval/perplexity"))
+    if found is not None or "eval/perplexity" in evaluation.values:
+        return found
+    loss = finite(evaluation.values.get("eval/loss"))
+    try:
+        return None if loss is None else math.exp(loss)
+    except OverflowError:
+        return None
+
+
+def best_evaluation(evaluations: list[Evaluation], name: str) -> Evaluation | None:
+    """The line of one dataset with the lowest perplexity, the earliest of equals."""
+    scored = [
+        (score, line) for line in evaluations if line.name == name and (score := perplexity(line)) is not None
+    ]
+    return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def baseline(record: RunRecord) -> tuple[str, float] | None:
+    """Name and perplexity of the simple model that run.json states, if it does."""
+    found = record.facts.get("baseline")
+    if not isinstance(found, dict) or (value := finite(found.get("perplexity"))) is None or value <= 0:
+        return None
+    return str(found.get("name", "baseline")), value
+
+
+def _last(values: NDArray[np.float64]) -> float | None:
+    """The last logged value; infinity where it was not finite."""
+    present = values[~np.isnan(values)]
+    return float(present[-1]) if len(present) else None
+
+
+def _median(values: NDArray[np.float64]) -> float | None:
+    known = values[np.isfinite(values)]
+    return float(np.median(known)) if len(known) else None
+
+
+def _training(record: RunRecord) -> Card:
+    loss = _last(record.train.column("train/loss"))
+    if loss is None:
+        return Card(label="Training loss", value=MISSING, note="no step logged yet")
+    step = f"at step {int(record.train.step[-1]):,}"
+    if math.isinf(loss):
+        return Card(label="Training loss", value="not finite", note=step)
+    shown = _last(record.train.column("train/perplexity"))
+    note = f"perplexity {significant(shown if shown is not None else math.exp(min(loss, 700)))} {step}"
+    return Card(label="Training loss", value=significant(loss), unit="nats/token", note=note)
+
+
+def _validation(record: RunRecord) -> Card:
+    names = list(dict.fromkeys(line.name for line in record.evaluations))
+    best = best_evaluation(record.evaluations, names[0]) if names else None
+    reached = None if best is None else perplexity(best)
+    label = "Best validation perplexity"
+    simple = baseline(record)
+    if best is None or reached is None:
+        return Card(label=label, value=MISSING, note="not evaluated yet" if not names else "never finite")
+    note = f"{best.name}, step {best.step:,}"
+    if len(names) > 1:
+        note += f" (and {plural(len(names) - 1, 'more set')})"
+    if simple is not None:
+        name, level = simple
+        side = "below" if reached < level else "above"
+        note += f"; {percentage(abs(1 - reached / level))} {side} {name} ({significant(level)})"
+    return Card(label=label, value=significant(reached), unit="per token", note=note)
+
+
+def _tokens(record: RunRecord) -> Card:
+    tokens = _last(record.train.column("train/tokens"))
+    steps = int(record.train.step[-1]) if len(record.train) else 0
+    # The resolved config names this field once; reading one integer needs no YAML.
+    planned = re.search(r"\bmax_steps:\s*(\d+)", record.config_yaml)
+    note = f"{steps:,} of {int(planned[1]):,} steps" if planned else plural(steps, "step")
+    return Card(label="Tokens trained", value=short_count(tokens), unit="tokens" if tokens else "", note=note)
+
+
+def _speed(record: RunRecord) -> Card:
+    speed = _median(record.train.column("speed/tokens_per_second"))
+    mfu = percentage(_median(record.train.column("speed/mfu")))
+    unit = "" if speed is None else "tokens/s"
+    return Card(label="Speed", value=short_count(speed), unit=unit, note=f"median; MFU {mfu}")
+
+
+def _wall_time(axes: RunAxes) -> Card:
+    if axes.begin_unix_seconds is None or axes.end_unix_seconds is None:
+        return Card(label="Wall time", value=MISSING)
+    wall = axes.end_unix_seconds - axes.begin_unix_seconds
+    training = sum((last["seconds"] or 0) - (first["seconds"] or 0) for _, first, last in axes.attempts())
+    note = f"{percentage(training / wall)} of it in training" if wall > 0 and training > 0 else ""
+    return Card(label="Wall time", value=duration(wall), note=note)
+
+
+def _attempts(record: RunRecord) -> Card:
+    numbers = {event.attempt for event in record.events if event.attempt is not None}
+    numbers |= set(np.unique(record.train.attempt[np.isfinite(record.train.attempt)]).astype(int).tolist())
+    counts = Counter(event.name for event in record.events)
+    named = (
+        ("resumed", "resume"),
+        ("worker_lost", "lost worker"),
+        ("preempted", "preemption"),
+        ("rolled_back", "rollback"),
+    )
+    told = [plural(counts[event], words) for event, words in named if counts[event]]
+    return Card(
+        label="Attempts",
+        value=str(len(numbers)) if numbers else MISSING,
+        note=", ".join(told) or ("undisturbed" if numbers else ""),
+    )
+
+
+def _checkpoints(record: RunRecord) -> Card:
+    counts = Counter(event.name for event in record.events)
+    steps = [checkpoint.step for checkpoint in record.checkpoints if checkpoint.step is not None]
+    notes = [f"newest at step {max(steps):,}"] if steps else []
+    if counts["checkpoint_saved"]:
+        notes.append(f"{counts['checkpoint_saved']:,} saved in all")
+    if counts["checkpoint_rejected"]:
+        notes.append(f"{counts['checkpoint_rejected']:,} rejected")
+    return Card(label="Checkpoints kept", value=f"{len(record.checkpoints):,}", note=", ".join(notes))
+
+
+def _memory(record: RunRecord) -> Card:
+    values = record.train.column("memory/peak_bytes")
+    known = values[np.isfinite(values)]
+    peak = byte_size(float(known.max())) if len(known) else MISSING
+    value, _, unit = peak.partition(" ")
+    return Card(label="Peak memory", value=value, unit=unit)

@@ -1,0 +1,149 @@
+"""What a run left on disk, read whole and tolerantly: a report matters most where a run is broken.
+
+Whatever cannot be read is left out and named in `RunRecord.complaints`; a missing file is only absence.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.report.json_facts import Facts, finite, read_lines, read_object, read_text, whole
+from launcher.report.metrics import Evaluation, TrainLog, read_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One line of events.jsonl."""
+
+    name: str
+    step: int | None
+    time_unix_seconds: float | None
+    attempt: int | None
+    details: Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One published checkpoint."""
+
+    directory: str
+    """Its name under checkpoints/."""
+    step: int | None
+    size_bytes: int | None
+    files: int | None
+    manifest: Facts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """Text that the model wrote in the course of training."""
+
+    step: int | None
+    prompt: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """Everything the run directory says."""
+
+    name: str
+    facts: Facts
+    """run.json."""
+    config_yaml: str
+    train: TrainLog
+    evaluations: list[Evaluation]
+    """Ordered by step; (name, step) is unique."""
+    events: list[Event]
+    """In the order written."""
+    checkpoints: list[Checkpoint]
+    """Ordered by step."""
+    samples: list[Sample]
+    complaints: list[str] = field(default_factory=list)
+    """What could not be read, for the reader of the report."""
+
+
+def read_record(run_directory: Path) -> RunRecord:
+    """Read a run directory.
+
+    Args:
+        run_directory: STORAGE/NAME of the run; any of its files may be missing.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+    """
+    if not run_directory.is_dir():
+        raise FileNotFoundError(
+            f"{run_directory} is not a run directory: no directory has that path. "
+            "Name the directory that holds the run's metrics.jsonl, which is storage/name of its config."
+        )
+    complaints: list[str] = []
+    facts = read_object(run_directory / "run.json", complaints)
+    train, evaluations = read_metrics(run_directory / "metrics.jsonl", complaints)
+    name = facts.get("name")
+    return RunRecord(
+        name=name if isinstance(name, str) and name else run_directory.resolve().name,
+        facts=facts,
+        config_yaml=read_text(run_directory / "config.yaml"),
+        train=train,
+        evaluations=evaluations,
+        events=[_event(line) for line in read_lines(run_directory / "events.jsonl", complaints)],
+        checkpoints=_read_checkpoints(run_directory / "checkpoints", complaints),
+        samples=[_sample(line) for line in read_lines(run_directory / "samples.jsonl", complaints)],
+        complaints=complaints,
+    )
+
+
+def _event(line: Facts) -> Event:
+    known = ("event", "step", "time_unix_seconds", "attempt")
+    return Event(
+        name=str(line.get("event", "unnamed")),
+        step=whole(line.get("step")),
+        time_unix_seconds=finite(line.get("time_unix_seconds")),
+        attempt=whole(line.get("attempt")),
+        details={key: value for key, value in line.items() if key not in known},
+    )
+
+
+def _sample(line: Facts) -> Sample:
+    return Sample(
+        step=whole(line.get("step")), prompt=str(line.get("prompt") or ""), text=str(line.get("text") or "")
+    )
+
+
+def _read_checkpoints(directory: Path, complaints: list[str]) -> list[Checkpoint]:
+    """The published ones only: a checkpoint without a manifest does not exist."""
+    found = []
+    for path in sorted(directory.glob("*/MANIFEST.json")):
+        manifest = read_object(path, complaints)
+        files = _manifest_files(manifest.get("files"))
+        sizes = [_file_size(entry) for entry in files] if files is not None else []
+        known = [size for size in sizes if size is not None]
+        found.append(
+            Checkpoint(
+                directory=path.parent.name,
+                step=whole(manifest.get("step")),
+                size_bytes=sum(known) if known and len(known) == len(sizes) else None,
+                files=None if files is None else len(files),
+                manifest=manifest,
+            )
+        )
+    return sorted(
+        found, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.directory)
+    )
+
+
+def _manifest_files(files: object) -> list[object] | None:
+    if isinstance(files, dict):
+        return list(files.values())
+    return files if isinstance(files, list) else None
+
+
+def _file_size(entry: object) -> int | None:
+    if isinstance(entry, dict):
+        return next(
+            (size for key in ("size_bytes", "bytes", "size") if (size := whole(entry.get(key))) is not None),
+            None,
+        )
+    return whole(entry)

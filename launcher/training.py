@@ -1,0 +1,71 @@
+"""One training as every verb starts it: paths made absolute, samples built, workers run, report written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from launcher.config_file import resolved_yaml
+from launcher.environment import ray_address, require_lasting_paths, wandb_mode
+from launcher.samples import is_sample, resolve_datasets, resolve_samples
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingResult:
+    """What a training leaves."""
+
+    run_directory: Path
+    """Directory with metrics, events, checkpoints and report."""
+    step: int
+    """Last step that was trained."""
+    status: str
+    """`finished` or `stopped`."""
+    trained_now: bool
+    """False when the run was finished before the command."""
+    validation: dict[str, float]
+    """Last validation perplexity of each dataset."""
+    report: Path
+    """The HTML page about the run."""
+
+
+def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]], None]) -> TrainingResult:
+    """Run a training to its end, or continue it, and write its report.
+
+    Args:
+        config: The run.
+        fresh: Begin at step 0; what the run directory holds is moved aside.
+        listener: Receives progress messages in this thread (see `launcher.progress`).
+    """
+    require_lasting_paths(config)
+    config = resolve_samples(absolute(config), listener)
+
+    from cluster.driver import Launch, run_training
+    from launcher.report import write_report
+
+    launch = Launch(
+        resolved_yaml=resolved_yaml(config),
+        wandb_mode=wandb_mode(config.wandb.mode),
+        fresh=fresh,
+        ray_address=ray_address(),
+    )
+    outcome = run_training(config, launch, listener)
+    return TrainingResult(
+        run_directory=outcome.run_directory,
+        step=outcome.step,
+        status=outcome.status,
+        trained_now=outcome.trained_now,
+        validation=outcome.validation,
+        report=write_report(outcome.run_directory),
+    )
+
+
+def absolute(config: RunConfig) -> RunConfig:
+    """The same run with storage and datasets named from the root: workers have directories of their own."""
+
+    def from_root(path: str) -> str:
+        return path if is_sample(path) else str(Path(path).expanduser().resolve())
+
+    return resolve_datasets(replace(config, storage=from_root(config.storage)), from_root)

@@ -1,0 +1,79 @@
+"""Which parameters are decayed: a pure rule, and the groups it makes in an order that never varies."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from llm.errors import ParameterGroupError
+
+GroupName = Literal["decay", "no_decay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParameterGroup:
+    """Parameters that share a weight decay."""
+
+    name: GroupName
+    weight_decay: float
+    """Decoupled decay, a fraction of the learning rate per step."""
+    parameters: tuple[tuple[str, nn.Parameter], ...]
+    """(name, parameter) in the order of the module."""
+
+
+def group_of(name: str, ndim: int) -> GroupName:
+    """The group of a parameter: matrices and embeddings are decayed, vectors are not.
+
+    Args:
+        name: Full name of the parameter; the rule may come to depend on it.
+        ndim: Dimensions of the whole parameter, not of a partition of it.
+    """
+    del name
+    return "decay" if ndim >= 2 else "no_decay"
+
+
+def parameter_groups(
+    model: nn.Module, weight_decay: float, shapes: Mapping[str, Sequence[int]] | None = None
+) -> list[ParameterGroup]:
+    """The trainable parameters in two groups, "decay" and then "no_decay", each in the order of the module.
+
+    Args:
+        model: Its `named_parameters` give the order; tied parameters appear once, frozen ones not at all.
+        weight_decay: Of the first group; the second has 0.
+        shapes: Whole shapes by name, needed where the parameters themselves are already partitioned.
+
+    Raises:
+        ParameterGroupError: A parameter is empty, so its whole shape is unknown, and there are no `shapes`.
+    """
+    members: dict[GroupName, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        if shapes is None and parameter.numel() == 0:
+            raise ParameterGroupError(
+                f"parameter {name} has shape {tuple(parameter.shape)}: it is empty, probably because it is "
+                "partitioned already, and the group follows from the whole shape. "
+                "Pass shapes=parameter_shapes(config)."
+            )
+        ndim = parameter.ndim if shapes is None else len(shapes[name])
+        members[group_of(name, ndim)].append((name, parameter))
+    return [
+        ParameterGroup(name="decay", weight_decay=weight_decay, parameters=tuple(members["decay"])),
+        ParameterGroup(name="no_decay", weight_decay=0.0, parameters=tuple(members["no_decay"])),
+    ]
+
+
+def torch_parameter_groups(groups: Sequence[ParameterGroup]) -> list[dict[str, Any]]:
+    """Groups as the dictionaries that a torch optimizer takes, empty groups left out."""
+    return [
+        {
+            "params": [parameter for _, parameter in group.parameters],
+            "weight_decay": group.weight_decay,
+            "name": group.name,
+        }
+        for group in groups
+        if group.parameters
+    ]

@@ -1,0 +1,49 @@
+"""Every command that the README shows is run by a test: here they are listed with the test that runs them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+
+# Command as it stands in the README -> the test that executes it, or a file in which it stands as it is.
+CLAIMED: dict[str, str] = {}
+
+_BLOCK = re.compile(r"^```(bash|console|sh|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+def commands_in(markdown: str) -> list[str]:
+    """Commands of a page's shell blocks: what follows `$ ` in `console`, all but comments elsewhere."""
+    commands = []
+    for language, block in _BLOCK.findall(markdown):
+        joined = block.replace("\\\n", " ")
+        lines = [line.strip() for line in joined.splitlines()]
+        if language == "console":
+            lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        commands += [
+            re.sub(r"\s+", " ", line.split("  #")[0]).strip() for line in lines if line[:1] not in ("", "#")
+        ]
+    return commands
+
+
+def test_commands_in_reads_shell_blocks_only() -> None:
+    page = "```bash\n# first\na b \\\n  c   # note\n```\n```python\nx\n```\n```console\n$ d\noutput\n```\n"
+    assert commands_in(page) == ["a b c", "d"]
+
+
+def test_every_command_of_the_readme_is_claimed_by_a_test() -> None:
+    if not README.exists():
+        pytest.skip("there is no README yet")
+    shown = set(commands_in(README.read_text(encoding="utf-8")))
+    assert shown == set(CLAIMED)
+
+
+def test_every_claim_names_something_that_exists() -> None:
+    for command, where in CLAIMED.items():
+        path, _, test = where.partition("::")
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert (f"def {test}(" if test else command) in text, where

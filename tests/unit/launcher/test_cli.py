@@ -1,0 +1,155 @@
+"""The edge: exit codes, where messages go, and that a person never meets a traceback unasked."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster.errors import RunBusyError
+from data_pipeline.errors import CorpusError
+from launcher.cli import app
+from launcher.errors import InterruptError
+from llm.errors import ModelError
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def runner() -> CliRunner:
+    return CliRunner(env={"NO_COLOR": "1"})
+
+
+def _raise(error: BaseException) -> Any:
+    def verb(*_: object, **__: object) -> None:
+        raise error
+
+    return verb
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "exit_code"),
+    [
+        (CorpusError("the corpus is empty."), "the corpus is empty.", 1),
+        (ModelError("the model is odd."), "the model is odd.", 1),
+        (RunBusyError("the run is busy."), "the run is busy.", 1),
+        (InterruptError("stopped early."), "stopped early.", 130),
+        (KeyboardInterrupt(), "stopped.", 130),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "[Errno 28] No space left on device: 'x'", 1),
+    ],
+)
+def test_failure_becomes_one_message_and_an_exit_code(
+    error: BaseException, message: str, exit_code: int, runner: CliRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.config_file.load_config", _raise(error))
+    result = runner.invoke(app, ["config", "show", "smoke"])
+    assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", f"error: {message}\n")
+
+
+def test_failure_shows_its_traceback_when_asked(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.config_file.load_config", _raise(ModelError("the model is odd.")))
+    result = runner.invoke(app, ["--debug", "config", "show", "smoke"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("error: the model is odd.\n")
+
+
+def test_defect_keeps_its_traceback(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.config_file.load_config", _raise(ZeroDivisionError()))
+    assert isinstance(runner.invoke(app, ["config", "show", "smoke"]).exception, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["config", "show", "smoke", "trian.max_steps=3"],
+            "recipe 'smoke': unknown key 'trian'; did you mean 'train'?",
+        ),
+        (
+            ["pretrain", "smoke", "zero.stage=9"],
+            "recipe 'smoke': zero.stage is 9, and must be one of 0, 1, 2, 3.",
+        ),
+        (["data", "build", "smoke"], "recipe 'smoke': "),
+        (
+            ["evaluate", "run", "--text", "a", "--dataset", "b"],
+            "--text and --dataset were both given. Choose one",
+        ),
+        (
+            ["evaluate", "run", "--text", "absent.txt"],
+            "absent.txt: cannot be read: No such file or directory.",
+        ),
+    ],
+)
+def test_mistake_in_the_command_line_exits_2_without_output(
+    arguments: list[str], message: str, runner: CliRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = runner.invoke(app, arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith(f"error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["pretrain"], ["generate", "run"], ["data", "build"]])
+def test_unknown_or_incomplete_verb_exits_2(arguments: list[str], runner: CliRunner) -> None:
+    assert runner.invoke(app, arguments).exit_code == 2
+
+
+@pytest.mark.parametrize("verb", [["checkpoint", "list"], ["checkpoint", "verify"]])
+def test_checkpoint_verbs_refuse_what_is_no_run(verb: list[str], runner: CliRunner, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent")
+    result = runner.invoke(app, [*verb, absent])
+    assert result.exit_code == 1
+    assert (
+        result.stderr == f"error: {absent}: no such run. Name the directory of a run, that is storage/name.\n"
+    )
+    result = runner.invoke(app, [*verb, str(tmp_path)])
+    assert (result.exit_code, result.stderr) == (1, f"error: {tmp_path}: the run has no checkpoint yet.\n")
+
+
+@pytest.mark.parametrize("kind", [[], ["pretrain"], ["data"]])
+def test_config_schema_prints_json(kind: list[str], runner: CliRunner) -> None:
+    result = runner.invoke(app, ["config", "schema", *kind])
+    expected = "DataBuildConfig" if kind == ["data"] else "RunConfig"
+    assert json.loads(result.stdout)["title"] == expected
+
+
+def _longhaul(*arguments: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_COLOR": "1", "COLUMNS": "100"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "launcher", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        **options,
+    )
+
+
+def test_output_ends_quietly_when_its_reader_is_gone() -> None:
+    process = _longhaul("config", "schema")
+    assert process.stdout is not None
+    assert process.stderr is not None
+    process.stdout.close()
+    assert process.stderr.read() == ""
+    assert process.wait(timeout=60) in (0, 1)
+
+
+def test_interrupt_ends_with_130_and_a_sentence(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "never.yaml")  # reading it waits, so the signal finds the command at work
+    process = _longhaul("config", "show", str(tmp_path / "never.yaml"))
+    with pytest.raises(subprocess.TimeoutExpired):
+        process.wait(timeout=2.0)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "error: stopped.\n")

@@ -1,0 +1,38 @@
+"""What is done to a run's paths before the workers see them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cluster.config import RunConfig
+from data_pipeline.config import DataConfig, MixtureEntry
+from data_pipeline.errors import DatasetError
+from launcher.samples import resolve_samples
+from launcher.training import absolute
+
+
+def test_absolute_names_storage_and_every_dataset_from_the_root(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    entries = (MixtureEntry(path="a", weight=1.0), MixtureEntry(path="sample:austen", weight=2.0))
+    config = absolute(RunConfig(name="x", storage="runs", data=DataConfig(dataset=entries)))
+    assert config.storage == str(tmp_path / "runs")
+    assert config.data.dataset == (
+        MixtureEntry(path=str(tmp_path / "a"), weight=1.0),
+        MixtureEntry(path="sample:austen", weight=2.0),
+    )
+
+
+def test_resolve_samples_leaves_other_datasets_alone(tmp_path: Path) -> None:
+    config = RunConfig(name="x", storage=str(tmp_path), data=DataConfig(dataset="/data"))
+    assert resolve_samples(config, print) == config
+    assert not list(tmp_path.iterdir())
+
+
+def test_resolve_samples_refuses_a_sample_that_is_not_shipped(tmp_path: Path) -> None:
+    config = RunConfig(name="x", storage=str(tmp_path), data=DataConfig(dataset="sample:joyce"))
+    with pytest.raises(DatasetError, match="There is no sample 'sample:joyce'"):
+        resolve_samples(config, print)
