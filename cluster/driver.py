@@ -44,9 +44,11 @@ _RAY_ENVIRONMENT = {
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output."""
+"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output, and a second
+cluster that starts by itself when a thread asks for something after the shutdown."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,6 +169,9 @@ def _ray_session(address: str | None) -> Iterator[None]:
     """A connection to a cluster, or a private cluster of this machine that ends with the command."""
     for key, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
+    if address is None:  # the processes of a private cluster inherit this; a submitted job brings its working directory
+        package_root = str(Path(__file__).resolve().parent.parent)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
     import ray
 
     ray.init(

@@ -232,7 +232,7 @@ def quotas_of(weights: Sequence[float]) -> Int64Array:
     total = float(sum(weights))
     shares = [weight / total * PERIOD for weight in weights]
     quotas = [int(share) for share in shares]
-    by_remainder = sorted(range(len(weights)), key=lambda index: (shares[index] - quotas[index], index))
+    by_remainder = sorted(range(len(weights)), key=lambda index: (quotas[index] - shares[index], index))
     for index in by_remainder[: PERIOD - sum(quotas)]:
         quotas[index] += 1
     for index, weight in enumerate(weights):

@@ -87,8 +87,7 @@ class RunAxes:
         changes = np.flatnonzero(np.diff(self._attempt)) + 1
         bounds = [0, *changes.tolist(), len(self._attempt)]
         return [
-            (int(self._attempt[first]), self._row(first), self._row(after - 1))
-            for first, after in pairwise(bounds)
+            (int(self._attempt[first]), self._row(first), self._row(after - 1)) for first, after in pairwise(bounds)
         ]
 
     def _row(self, row: int) -> Place:

@@ -141,9 +141,7 @@ def _levels(chart: Chart, record: RunRecord) -> list[dict[str, Any]]:
     if chart.suffix != "perplexity" or not isinstance(baseline, dict):
         return []
     perplexity = finite(baseline.get("perplexity"))
-    return (
-        [] if perplexity is None else [{"label": str(baseline.get("name", "baseline")), "value": perplexity}]
-    )
+    return [] if perplexity is None else [{"label": str(baseline.get("name", "baseline")), "value": perplexity}]
 
 
 def _event_marks(record: RunRecord, axes: RunAxes) -> list[dict[str, Any]]:

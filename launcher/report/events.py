@@ -34,6 +34,7 @@ _STATUS_AFTER: dict[str, Status] = {
     "finished": "finished",
     "failed": "failed",
 }
+_TOPOLOGY_KEYS = ("topology", "layout")  # a layout is a topology with what else bit-equality depends on
 _IDENTITIES = ("seed", "port", "pid", "id", "year", "schema_version")  # names written in digits, not amounts
 _LONGEST_VALUE = 400  # characters; a traceback belongs in postmortem.md
 
@@ -59,12 +60,13 @@ def describe(event: Event) -> str:
     parts = []
     details = dict(event.details)
     before = details.pop("topology_before", None)
-    after = details.pop("topology_after", None) or details.pop("topology", None)
+    after = details.pop("topology_after", None) or topology_of(details)
+    details = {key: value for key, value in details.items() if key not in _TOPOLOGY_KEYS}
     if isinstance(after, dict):
         was = topology_words(before) if isinstance(before, dict) else ""
         now = topology_words(after)
         parts.append(now if was in ("", now) else f"{was} → {now}")
-    elif after is not None:
+    elif after:
         parts.append(f"topology {after}" if before in (None, after) else f"topology {before} → {after}")
     for key, value in flat(details):
         parts.append(f"{label(key)} {fact(key, value)}")
@@ -75,6 +77,8 @@ def flat(facts: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
     """Nested facts as (dotted key, value)."""
     rows: list[tuple[str, Any]] = []
     for key, value in facts.items():
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            value = {str(place): item for place, item in enumerate(value, start=1)}
         if isinstance(value, dict) and value:
             rows += flat(value, f"{prefix}{key}.")
         else:
@@ -115,6 +119,11 @@ def _figure(key: str, value: int | float) -> str:
         return f"{value:.6g}"
     name = key.rpartition(".")[2]
     return str(value) if name in _IDENTITIES else f"{value:,}"
+
+
+def topology_of(facts: dict[str, Any]) -> dict[str, Any]:
+    """The topology among facts, whichever name it has; empty where there is none."""
+    return next((facts[key] for key in _TOPOLOGY_KEYS if isinstance(facts.get(key), dict)), {})
 
 
 def topology_words(facts: dict[str, Any]) -> str:

@@ -63,9 +63,7 @@ def perplexity(evaluation: Evaluation) -> float | None:
 
 def best_evaluation(evaluations: list[Evaluation], name: str) -> Evaluation | None:
     """The line of one dataset with the lowest perplexity, the earliest of equals."""
-    scored = [
-        (score, line) for line in evaluations if line.name == name and (score := perplexity(line)) is not None
-    ]
+    scored = [(score, line) for line in evaluations if line.name == name and (score := perplexity(line)) is not None]
     return min(scored, key=lambda pair: pair[0])[1] if scored else None
 
 

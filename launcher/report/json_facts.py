@@ -48,9 +48,7 @@ def read_object(path: Path, complaints: list[str]) -> Facts:
         return {}
     found = _parse_object(read_text(path))
     if found is None:
-        complaints.append(
-            f"{path.parent.name}/{path.name} is not a JSON object; what it says is missing here."
-        )
+        complaints.append(f"{path.parent.name}/{path.name} is not a JSON object; what it says is missing here.")
         return {}
     return found
 
@@ -81,9 +79,7 @@ def read_chunks(path: Path, complaints: list[str]) -> Iterator[list[Facts]]:
             yield found
     if unreadable == [before]:
         # The one damage that is normal: a writer was killed.
-        complaints.append(
-            f"The last line of {path.name} is torn, as a killed writer leaves it; it is left out."
-        )
+        complaints.append(f"The last line of {path.name} is torn, as a killed writer leaves it; it is left out.")
     elif unreadable:
         complaints.append(
             f"{path.name}: {len(unreadable):,} lines are not JSON objects and are left out, "

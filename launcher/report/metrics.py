@@ -77,9 +77,7 @@ def _mark_nonfinite(line: Facts) -> None:
 
 
 def _evaluation(line: Facts, step: int) -> Evaluation:
-    values = {
-        key: found for key, value in line.items() if "/" in key and (found := number(value)) is not None
-    }
+    values = {key: found for key, value in line.items() if "/" in key and (found := number(value)) is not None}
     return Evaluation(
         name=str(line.get("name", "validation")),
         step=step,
@@ -92,18 +90,14 @@ def _evaluation(line: Facts, step: int) -> Evaluation:
 def _columns(lines: list[Facts]) -> dict[str, Floats]:
     """Lines to columns. Keys are taken from all of them: a metric may begin in mid-run."""
     layouts = {tuple(line) for line in lines}
-    keys = {"step", "time_unix_seconds", "attempt"} | {
-        key for layout in layouts for key in layout if "/" in key
-    }
+    keys = {"step", "time_unix_seconds", "attempt"} | {key for layout in layouts for key in layout if "/" in key}
     return {key: _column([line.get(key) for line in lines]) for key in keys}
 
 
 def _column(values: list[object]) -> Floats:
     if set(map(type, values)) <= _PLAIN:
         try:
-            return np.array(
-                values, dtype=np.float64
-            )  # None becomes NaN; the quick way of nearly every column
+            return np.array(values, dtype=np.float64)  # None becomes NaN; the quick way of nearly every column
         except OverflowError:
             pass
     return np.array([np.nan if (found := number(value)) is None else found for value in values])

@@ -15,11 +15,11 @@ from typing import Any
 from launcher.report import tables
 from launcher.report.axes import RunAxes
 from launcher.report.curves import BUCKETS, page_data
-from launcher.report.events import status
+from launcher.report.events import status, topology_of, topology_words
 from launcher.report.headline import FORMULAS, headline
 from launcher.report.json_facts import finite
 from launcher.report.record import RunRecord, read_record
-from launcher.report.units import moment, plural, short_count
+from launcher.report.units import moment, short_count
 
 _STYLES = ("uPlot.min.css", "page.css")
 _SCRIPTS = ("uPlot.iife.min.js", "chart.js", "page.js")
@@ -79,14 +79,13 @@ def build_page(record: RunRecord) -> str:
 def _subtitle(record: RunRecord, axes: RunAxes) -> str:
     """Size of the model, what it ran on, when."""
     parts = []
-    model, environment, topology = (record.facts.get(key) for key in ("model", "environment", "topology"))
+    model, environment = record.facts.get("model"), record.facts.get("environment")
     if isinstance(model, dict) and (parameters := finite(model.get("parameters"))) is not None:
         parts.append(f"{short_count(parameters)} parameters")
-    if isinstance(topology, dict):
-        world_size, zero_stage = topology.get("world_size"), topology.get("zero_stage")
-        parts += [plural(world_size, "worker")] if isinstance(world_size, int) else []
-        parts += [f"ZeRO {zero_stage}"] if zero_stage is not None else []
-        parts += [str(topology["precision"])] if topology.get("precision") else []
+    topology = topology_of(record.facts)
+    brief: dict[str, Any] = {key: topology[key] for key in ("world_size", "zero_stage") if key in topology}
+    parts += [topology_words(brief)] if brief else []
+    parts += [str(topology["precision"])] if topology.get("precision") else []
     if isinstance(environment, dict) and environment.get("device"):
         parts.append(str(environment["device"]))
     begin = finite(record.facts.get("created_unix_seconds")) or axes.begin_unix_seconds

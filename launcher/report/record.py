@@ -107,9 +107,7 @@ def _event(line: Facts) -> Event:
 
 
 def _sample(line: Facts) -> Sample:
-    return Sample(
-        step=whole(line.get("step")), prompt=str(line.get("prompt") or ""), text=str(line.get("text") or "")
-    )
+    return Sample(step=whole(line.get("step")), prompt=str(line.get("prompt") or ""), text=str(line.get("text") or ""))
 
 
 def _read_checkpoints(directory: Path, complaints: list[str]) -> list[Checkpoint]:
@@ -129,9 +127,7 @@ def _read_checkpoints(directory: Path, complaints: list[str]) -> list[Checkpoint
                 manifest=manifest,
             )
         )
-    return sorted(
-        found, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.directory)
-    )
+    return sorted(found, key=lambda checkpoint: (checkpoint.step is None, checkpoint.step or 0, checkpoint.directory))
 
 
 def _manifest_files(files: object) -> list[object] | None:

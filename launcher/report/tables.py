@@ -11,7 +11,7 @@ import numpy as np
 
 from launcher.report.axes import RunAxes
 from launcher.report.downsample import spread
-from launcher.report.events import describe, fact, flat, label, title, tone, topology_words
+from launcher.report.events import describe, fact, flat, label, title, tone, topology_of, topology_words
 from launcher.report.headline import Card, best_evaluation, perplexity
 from launcher.report.json_facts import whole
 from launcher.report.metrics import Evaluation
@@ -52,14 +52,10 @@ def evaluation_section(record: RunRecord, axes: RunAxes) -> str:
     rows = [_evaluation_row(lines[place], axes, others, place in marked) for place in reversed(kept)]
     head = ["Step", "Dataset", "Tokens trained", "After", "Loss, nats/token", "Perplexity, per token"]
     head += [key.removeprefix("eval/").replace("_", " ") for key in others]
-    return _section(
-        "Evaluation", _table(head, rows, numeric={0, *range(2, len(head))}), _left_out(len(lines), kept)
-    )
+    return _section("Evaluation", _table(head, rows, numeric={0, *range(2, len(head))}), _left_out(len(lines), kept))
 
 
-def _evaluation_row(
-    line: Evaluation, axes: RunAxes, others: list[str], is_best: bool
-) -> tuple[str, list[str]]:
+def _evaluation_row(line: Evaluation, axes: RunAxes, others: list[str], is_best: bool) -> tuple[str, list[str]]:
     tokens = axes.tokens_at(line.step)
     seconds = axes.at_step(line.step, line.time_unix_seconds)["seconds"]
     badge = ' <span class="badge good">best</span>' if is_best else ""
@@ -102,9 +98,7 @@ def events_section(record: RunRecord, axes: RunAxes) -> str:
     """The run's life, event by event; checkpoints saved one after the other share a row."""
     groups = [list(group) for _, group in groupby(record.events, key=_routine)]
     groups = [
-        part
-        for group in groups
-        for part in ([group] if _routine(group[0]) is not None else [[one] for one in group])
+        part for group in groups for part in ([group] if _routine(group[0]) is not None else [[one] for one in group])
     ]
     kept = spread(len(groups), _ROWS)
     rows = [("", _events_row(groups[place], axes)) for place in kept]
@@ -136,20 +130,18 @@ def checkpoints_section(record: RunRecord) -> str:
     kept = spread(len(record.checkpoints), _ROWS)
     rows = [("", _checkpoint_row(record.checkpoints[place])) for place in kept]
     head = ["Step", "Directory", "Written by", "Files", "Size", "Next sequence"]
-    return _section(
-        "Checkpoints", _table(head, rows, numeric={0, 3, 4, 5}), _left_out(len(record.checkpoints), kept)
-    )
+    return _section("Checkpoints", _table(head, rows, numeric={0, 3, 4, 5}), _left_out(len(record.checkpoints), kept))
 
 
 def _checkpoint_row(checkpoint: Checkpoint) -> list[str]:
     manifest = checkpoint.manifest
-    topology = manifest.get("topology")
-    position = whole(manifest.get("data_position"))
-    written_by = topology_words(topology) if isinstance(topology, dict) else ""
+    run = manifest.get("run")
+    facts = {**manifest, **run} if isinstance(run, dict) else manifest
+    position = whole(facts.get("data_position"))
     return [
         MISSING if checkpoint.step is None else f"{checkpoint.step:,}",
         f"<code>{escape(checkpoint.directory)}</code>",
-        escape(written_by) or MISSING,
+        escape(topology_words(topology_of(facts))) or MISSING,
         MISSING if checkpoint.files is None else f"{checkpoint.files:,}",
         byte_size(checkpoint.size_bytes),
         MISSING if position is None else f"{position:,}",
@@ -161,9 +153,7 @@ def configuration_section(record: RunRecord) -> str:
     if not record.config_yaml:
         return ""
     lines = "\n".join(_yaml_line(line) for line in record.config_yaml.splitlines())
-    return _section(
-        "Configuration", f"<details><summary>Resolved config.yaml</summary><pre>{lines}</pre></details>"
-    )
+    return _section("Configuration", f"<details><summary>Resolved config.yaml</summary><pre>{lines}</pre></details>")
 
 
 def _yaml_line(line: str) -> str:
@@ -176,8 +166,14 @@ def _yaml_line(line: str) -> str:
 
 def facts_section(record: RunRecord) -> str:
     """Whatever run.json says, each of its nested objects a table of its own."""
-    single = {key: value for key, value in record.facts.items() if not isinstance(value, dict)}
-    groups = {"run": single, **{key: value for key, value in record.facts.items() if isinstance(value, dict)}}
+    groups: dict[str, dict[str, Any]] = {"run": {}}
+    for key, value in record.facts.items():
+        if isinstance(value, dict):
+            groups[key] = value
+        elif isinstance(value, list) and any(isinstance(item, dict) for item in value):
+            groups |= {f"{key} {place}": item for place, item in enumerate(value, start=1) if isinstance(item, dict)}
+        else:
+            groups["run"][key] = value
     tables = [_facts_table(name, facts) for name, facts in groups.items() if facts]
     body = f'<div class="facts">{"".join(tables)}</div>' if tables else ""
     return _section("Run and environment", body)
@@ -206,9 +202,7 @@ def _table(head: list[str], rows: list[tuple[str, list[str]]], *, numeric: set[i
     if not rows:
         return ""
     sides = ['class="numeric"' if column in numeric else "" for column in range(len(head))]
-    header = "".join(
-        f'<th scope="col" {side}>{escape(name)}</th>' for name, side in zip(head, sides, strict=True)
-    )
+    header = "".join(f'<th scope="col" {side}>{escape(name)}</th>' for name, side in zip(head, sides, strict=True))
     body = "".join(
         f'<tr class="{kind}">'
         + "".join(f"<td {side}>{cell}</td>" for cell, side in zip(cells, sides, strict=True))

@@ -47,9 +47,7 @@ def _files(directory: Path) -> dict[str, str]:
     return {path.relative_to(directory).as_posix(): file_hashes(path).hash for path in found}
 
 
-def test_build_holds_every_document_when_read_back(
-    make_config: MakeConfig, dataset: Dataset, novel: str
-) -> None:
+def test_build_holds_every_document_when_read_back(make_config: MakeConfig, dataset: Dataset, novel: str) -> None:
     chapters = novel.split("Chapter ")[1:]
     texts = _texts(dataset, "train") + _texts(dataset, "validation")
     assert len(texts) == len(chapters) == dataset.manifest.ledger.documents_kept
@@ -91,9 +89,7 @@ def test_ledger_adds_up_when_documents_are_dropped(tmp_path: Path, dataset: Data
     Dataset.open(config.output).verify()
 
 
-def test_build_is_bit_identical_when_done_twice(
-    make_config: MakeConfig, dataset: Dataset, tmp_path: Path
-) -> None:
+def test_build_is_bit_identical_when_done_twice(make_config: MakeConfig, dataset: Dataset, tmp_path: Path) -> None:
     manifest = build_dataset(make_config(tmp_path / "again"), threads=2)
     assert manifest == dataset.manifest
     assert _files(tmp_path / "again") == _files(dataset.directory)
@@ -147,14 +143,10 @@ def test_build_returns_at_once_when_nothing_changed(make_config: MakeConfig, tmp
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
 
 
-def test_build_refuses_or_replaces_when_another_dataset_is_there(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_build_refuses_or_replaces_when_another_dataset_is_there(make_config: MakeConfig, tmp_path: Path) -> None:
     first = build_dataset(make_config(tmp_path / "out"))
     other = make_config(tmp_path / "out", shard_tokens=10**9, validation_fraction=0.4)
-    with pytest.raises(
-        DatasetError, match=r"was built with another configuration\. Pass --fresh to replace it"
-    ):
+    with pytest.raises(DatasetError, match=r"was built with another configuration\. Pass --fresh to replace it"):
         build_dataset(other)
     assert Dataset.open(tmp_path / "out").manifest == first
     second = build_dataset(other, fresh=True)
@@ -175,37 +167,58 @@ def test_build_refuses_when_the_text_changed(tmp_path: Path, dataset: Dataset) -
         build_dataset(config)
 
 
-@pytest.mark.parametrize("step", ["os.rename", "write manifest", "encode"])
+@pytest.mark.parametrize("step", ["second rename", "manifest", "encode"])
 def test_build_leaves_nothing_loadable_when_killed_at(
     step: str, make_config: MakeConfig, dataset: Dataset, tmp_path: Path
 ) -> None:
     output = tmp_path / "out"
-    child = os.fork()
-    if child == 0:  # A real process that dies without any clean-up.
-        renames = 0
-        rename = os.rename
-
-        def die_at_second(*paths: Path) -> None:
-            nonlocal renames
-            renames += 1
-            if renames == 3:
-                os._exit(9)
-            rename(*paths)
-
-        if step == "os.rename":
-            os.rename = die_at_second  # type: ignore[assignment]
-        elif step == "encode":
-            build.encode_corpus = lambda *_: os._exit(9)  # type: ignore[assignment]
-        else:
-            build.Manifest.to_bytes = lambda _: os._exit(9)  # type: ignore[method-assign, assignment, return-value]
-        build_dataset(make_config(output))
-        os._exit(0)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    _die_while_building(make_config(output), step)
     with pytest.raises(DatasetError, match="its build did not finish"):
         Dataset.open(output)
     assert list(output.glob(".building-*"))
     build_dataset(make_config(output))
     assert _files(output) == _files(dataset.directory)
+
+
+@pytest.mark.parametrize("step", ["second rename", "manifest"])
+def test_build_leaves_nothing_loadable_when_killed_while_it_replaces_a_dataset_at(
+    step: str, make_config: MakeConfig, dataset: Dataset, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    build_dataset(make_config(output, validation_fraction=0.4))
+    _die_while_building(make_config(output), step)
+    if step == "manifest":  # Nothing was replaced yet.
+        Dataset.open(output).verify()
+    else:
+        with pytest.raises(DatasetError, match="its build did not finish"):
+            Dataset.open(output)
+    build_dataset(make_config(output), fresh=True)
+    assert _files(output) == _files(dataset.directory)
+
+
+def _die_while_building(config: DataBuildConfig, step: str) -> None:
+    """Builds in a process of its own that dies without any clean-up."""
+    child = os.fork()
+    if child == 0:
+        if step == "encode":
+            build.encode_corpus = lambda *_: os._exit(9)  # type: ignore[assignment]
+        elif step == "manifest":
+            build._manifest = lambda *_: os._exit(9)  # type: ignore[assignment]
+        else:
+            real_rename, seen = os.rename, []
+
+            def rename(source: Path, target: Path) -> None:
+                real_rename(source, target)
+                # Of the build's own renames the first is the tokenizer's, inside the working directory.
+                if ".building-" not in str(target):
+                    seen.append(target)
+                if len(seen) == 2:
+                    os._exit(9)
+
+            os.rename = rename  # type: ignore[assignment]
+        build_dataset(config, fresh=True)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
 
 
 def test_build_refuses_when_another_is_at_work(make_config: MakeConfig, tmp_path: Path) -> None:
@@ -252,9 +265,7 @@ def test_build_leaves_no_output_when_the_corpus_is_missing(tmp_path: Path) -> No
 
 
 def test_build_refuses_when_everything_is_dropped(tmp_path: Path) -> None:
-    config = DataBuildConfig(
-        name="n", output=str(tmp_path / "out"), sources=(_lines(tmp_path / "a.jsonl", ["", " "]),)
-    )
+    config = DataBuildConfig(name="n", output=str(tmp_path / "out"), sources=(_lines(tmp_path / "a.jsonl", ["", " "]),))
     with pytest.raises(CorpusError, match="No document of 'n' is left after cleaning: 2 read, 2 empty"):
         build_dataset(config)
 
@@ -307,12 +318,8 @@ def test_tokenizer_alone_is_the_one_of_the_build_when_trained(
         train_tokenizer_for(make_config(tmp_path / "out"))
 
 
-def test_build_writes_nothing_when_the_vocabulary_is_too_large(
-    make_config: MakeConfig, tmp_path: Path
-) -> None:
-    config = make_config(
-        tmp_path / "out", tokenizer=TokenizerConfig(train=TokenizerTrainingConfig(vocab_size=400_000))
-    )
+def test_build_writes_nothing_when_the_vocabulary_is_too_large(make_config: MakeConfig, tmp_path: Path) -> None:
+    config = make_config(tmp_path / "out", tokenizer=TokenizerConfig(train=TokenizerTrainingConfig(vocab_size=400_000)))
     with pytest.raises(TokenizerError, match="largest that works"):
         build_dataset(config)
     assert not (tmp_path / "out").exists()

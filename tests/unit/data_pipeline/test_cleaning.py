@@ -43,10 +43,7 @@ def test_clean_names_file_and_byte_when_the_text_is_not_utf8() -> None:
 def test_unwrapping_makes_each_paragraph_a_line_when_lines_are_wrapped() -> None:
     text = "CHAPTER I\n\n\nIt is a truth\nuniversally  acknowledged, \n that\n \nSecond\nparagraph.\n"
     config = CleaningConfig(unwrap_lines=True)
-    assert (
-        normalise(text, config)
-        == "CHAPTER I\nIt is a truth universally  acknowledged, that\nSecond paragraph."
-    )
+    assert normalise(text, config) == "CHAPTER I\nIt is a truth universally  acknowledged, that\nSecond paragraph."
 
 
 @given(st.text())

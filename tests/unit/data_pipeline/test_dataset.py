@@ -96,9 +96,7 @@ def test_reading_names_the_block_when_a_byte_is_flipped(copy: Path) -> None:
         lambda: opened.split("train").rows(np.array([0]), 10),
         opened.verify,
     ):
-        with pytest.raises(
-            DatasetDamagedError, match=r"train-00000\.arrow is damaged in block 0 \(bytes 0 to \d+\)"
-        ):
+        with pytest.raises(DatasetDamagedError, match=r"train-00000\.arrow is damaged in block 0 \(bytes 0 to \d+\)"):
             read()
 
 
@@ -128,7 +126,7 @@ def test_opening_says_so_when_a_shard_is_cut_off(copy: Path) -> None:
 
 
 def test_opening_says_so_when_there_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match="the directory has no manifest.json: its build did not finish"):
+    with pytest.raises(DatasetError, match=r"the directory has no manifest\.json: its build did not finish"):
         Dataset.open(tmp_path)
     with pytest.raises(DatasetError, match="the directory does not exist"):
         Dataset.open(tmp_path / "nowhere")
@@ -181,9 +179,7 @@ def test_tokenizer_is_refused_when_it_is_another(copy: Path) -> None:
 
 def test_stats_add_up_when_asked(dataset: Dataset) -> None:
     stats = dataset.stats()
-    assert sum(entry["documents"] for entry in stats["document_length_histogram"]) == sum(
-        stats["documents"].values()
-    )
+    assert sum(entry["documents"] for entry in stats["document_length_histogram"]) == sum(stats["documents"].values())
     assert stats["tokens_by_source"]["novel"] == stats["tokens"]
     assert 1 < stats["bytes_per_token"] < 6
     json.dumps(stats, allow_nan=False)

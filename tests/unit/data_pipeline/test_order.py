@@ -56,10 +56,7 @@ def _mixtures(draw: st.DrawFn) -> tuple[list[SourceRows], list[StageConfig]]:
     number = draw(st.integers(1, 3))
     weights = st.floats(0.1, 10)
     sources = _sources(
-        *[
-            (draw(st.integers(1, 900)), draw(weights), draw(st.none() | st.integers(1, 4)))
-            for _ in range(number)
-        ]
+        *[(draw(st.integers(1, 900)), draw(weights), draw(st.none() | st.integers(1, 4))) for _ in range(number)]
     )
     stages = [
         StageConfig(sequences=draw(st.integers(1, 3000)), weights=tuple(draw(weights) for _ in range(number)))
@@ -103,6 +100,8 @@ def test_rows_are_each_taken_once_an_epoch_when_shuffled(
     assert set(source.tolist()) == {0}
     assert set(epochs.tolist()) == {epoch}
     assert sorted(row.tolist()) == list(range(rows))
+    alone = [order.locate([position])[1].item() for position in range(epoch * rows, (epoch + 1) * rows, 7)]
+    assert alone == row[::7].tolist()
 
 
 def test_rows_come_in_another_order_when_the_epoch_differs() -> None:

@@ -70,9 +70,7 @@ def test_training_ledger_counts_what_was_trained_when_followed_step_by_step(
     position = plan.position_after(step, ledger)
     walked = np.arange(position)
     source, _, epoch = plan.order.locate(walked)
-    trained = np.isin(
-        walked, np.concatenate([plan.batch_indices(s, ledger) for s in range(1, step + 1)] or [[]])
-    )
+    trained = np.isin(walked, np.concatenate([plan.batch_indices(s, ledger) for s in range(1, step + 1)] or [[]]))
     for number, entry in enumerate(plan.ledger(step, ledger)):
         assert entry.problem() is None
         mine = source == number
@@ -136,15 +134,11 @@ def test_weights_are_by_size_when_none_is_given(dataset: Dataset, second: Datase
     assert [source.weight for source in plan.order.sources] == list(plan.rows)
 
 
-def test_plan_refuses_when_tokenizers_differ(
-    dataset: Dataset, make_config: MakeConfig, tmp_path: Path
-) -> None:
+def test_plan_refuses_when_tokenizers_differ(dataset: Dataset, make_config: MakeConfig, tmp_path: Path) -> None:
     tokenizer = TokenizerConfig(train=TokenizerTrainingConfig(vocab_size=400))
     build_dataset(make_config(tmp_path / "other", tokenizer=tokenizer))
     other = Dataset.open(tmp_path / "other")
-    with pytest.raises(
-        OrderError, match=f"different tokenizers: .*{dataset.tokenizer_hash}.*{other.tokenizer_hash}"
-    ):
+    with pytest.raises(OrderError, match=f"different tokenizers: .*{dataset.tokenizer_hash}.*{other.tokenizer_hash}"):
         _plan(dataset, other)
 
 
@@ -159,9 +153,7 @@ def test_check_steps_names_the_possible_steps_when_the_data_ends(dataset: Datase
     plan = _plan(dataset, epochs=(2,), batch=8)
     possible = plan.rows[0] * 2 // 8
     plan.check_steps(possible)
-    with pytest.raises(
-        OrderError, match=rf"train\.max_steps is {possible + 1} .*: {possible} steps are possible"
-    ):
+    with pytest.raises(OrderError, match=rf"train\.max_steps is {possible + 1} .*: {possible} steps are possible"):
         plan.check_steps(possible + 1)
     with pytest.raises(OrderError, match="steps are possible"):
         plan.check_steps(possible, SkipLedger().add(0, 9))

@@ -62,9 +62,7 @@ def test_file_hashes_agree_with_hashes_of_the_bytes_when_size_is(size: int, tmp_
     (tmp_path / "f").write_bytes(content)
     hashes = file_hashes(tmp_path / "f", block_bytes=10)
     assert (hashes.size_bytes, hashes.hash) == (size, xxhash.xxh3_128_hexdigest(content))
-    assert hashes.blocks == tuple(
-        xxhash.xxh3_64_hexdigest(content[start : start + 10]) for start in range(0, size, 10)
-    )
+    assert hashes.blocks == tuple(xxhash.xxh3_64_hexdigest(content[start : start + 10]) for start in range(0, size, 10))
 
 
 def test_write_atomically_keeps_the_old_file_when_writing_fails(

@@ -44,17 +44,13 @@ def test_sample_dataset_is_built_once_when_asked_for_twice(tmp_path: Path) -> No
     assert ledger.documents_dropped["too_short"] == 4  # title pages
     assert first.split("validation").documents == 10
     stamp = (tmp_path / "austen" / "manifest.json").stat().st_mtime_ns
-    assert (
-        sample_dataset("sample:austen", tmp_path / "austen", vocab_size=1024).fingerprint == first.fingerprint
-    )
+    assert sample_dataset("sample:austen", tmp_path / "austen", vocab_size=1024).fingerprint == first.fingerprint
     assert (tmp_path / "austen" / "manifest.json").stat().st_mtime_ns == stamp
     Dataset.open(tmp_path / "austen").verify()
 
 
 def test_sample_names_what_is_shipped_when_asked_for_another(tmp_path: Path) -> None:
-    with pytest.raises(
-        DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen\."
-    ):
+    with pytest.raises(DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen\."):
         sample_build_config("sample:dickens", tmp_path)
 
 

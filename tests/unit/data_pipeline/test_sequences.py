@@ -34,9 +34,7 @@ def _slow(dataset: Dataset, sequences: TrainingSequences, logical: int) -> Batch
     _, row, _ = sequences.plan.order.locate(np.array([logical]))
     start = int(row[0]) * length
     tokens = stream.read(0, stream.tokens)
-    document_of = np.searchsorted(
-        stream.document_starts(0, stream.tokens), np.arange(stream.tokens), side="right"
-    )
+    document_of = np.searchsorted(stream.document_starts(0, stream.tokens), np.arange(stream.tokens), side="right")
     mask = sequences.plan.config.document_mask
     weights, documents = [], []
     for place in range(start, start + length):
@@ -53,13 +51,23 @@ def _slow(dataset: Dataset, sequences: TrainingSequences, logical: int) -> Batch
 
 @pytest.mark.parametrize("document_mask", [True, False])
 @pytest.mark.parametrize("seq_len", SEQ_LENS)
-def test_batch_agrees_with_the_slow_twin_when_seq_len_is(
-    seq_len: int, document_mask: bool, dataset: Dataset
-) -> None:
+def test_batch_agrees_with_the_slow_twin_when_seq_len_is(seq_len: int, document_mask: bool, dataset: Dataset) -> None:
     sequences = _sequences(dataset, seq_len, document_mask)
     indices = np.random.default_rng(0).integers(0, 10**6, 12)
     expected = Batch.concatenate([_slow(dataset, sequences, int(index)) for index in indices])
     _assert_equal(sequences.read(indices), expected)
+
+
+@pytest.mark.parametrize("before", [0, 1, 2])
+def test_batch_agrees_with_the_slow_twin_when_a_document_begins_at_its_end(before: int, dataset: Dataset) -> None:
+    second = int(dataset.split("train").document_starts(1, 20_000)[0])
+    sequences = _sequences(dataset, second + before)
+    _, row, _ = sequences.plan.order.locate(np.arange(sequences.plan.rows[0]))
+    first = int(np.flatnonzero(row == 0)[0])
+    batch = sequences.read([first])
+    _assert_equal(batch, _slow(dataset, sequences, first))
+    assert batch.loss_weights[0, second - 1] == 0
+    assert batch.document_ids[0, second:].tolist() == [1] * before
 
 
 def test_batch_is_identical_when_read_row_by_row(dataset: Dataset) -> None:

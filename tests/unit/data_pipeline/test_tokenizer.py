@@ -26,9 +26,7 @@ HARD_TEXTS = [
 
 
 @pytest.fixture(scope="session", params=["bpe", "unigram"])
-def tokenizer(
-    request: pytest.FixtureRequest, novel: str, tmp_path_factory: pytest.TempPathFactory
-) -> Tokenizer:
+def tokenizer(request: pytest.FixtureRequest, novel: str, tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     config = TokenizerTrainingConfig(model_type=request.param, vocab_size=512)
     return train_tokenizer([novel[:60_000]], config, tmp_path_factory.mktemp("tokenizer") / "t.model")
 
@@ -52,9 +50,7 @@ def test_tokenizer_never_gives_control_pieces_when_text_is_any(tokenizer: Tokeni
     assert not {0, 1, 2, 3} & set(tokenizer.encode(text + "<s></s><pad><unk>").tolist())
 
 
-def test_tokenizer_gives_the_ids_of_the_whole_text_when_it_cuts_lines(
-    tokenizer: Tokenizer, novel: str
-) -> None:
+def test_tokenizer_gives_the_ids_of_the_whole_text_when_it_cuts_lines(tokenizer: Tokenizer, novel: str) -> None:
     text = novel[:40_000]
     whole = sentencepiece.SentencePieceProcessor(model_proto=tokenizer.model)
     if isinstance(whole.GetScore(300), float) and whole.GetScore(300).is_integer():  # BPE: scores are ranks
@@ -86,14 +82,10 @@ def test_decode_stream_holds_back_when_a_character_is_incomplete(tokenizer: Toke
 
 
 @pytest.mark.parametrize("model_type", ["bpe", "unigram"])
-def test_training_names_a_size_that_works_when_the_vocabulary_is_too_large(
-    model_type: str, tmp_path: Path
-) -> None:
+def test_training_names_a_size_that_works_when_the_vocabulary_is_too_large(model_type: str, tmp_path: Path) -> None:
     texts = ["a short text about nothing much, a text of few words"]
     with pytest.raises(TokenizerError, match=r"vocab_size is 4000, .*largest that works is (\d+)") as caught:
-        train_tokenizer(
-            texts, TokenizerTrainingConfig(model_type=model_type, vocab_size=4000), tmp_path / "t.model"
-        )  # type: ignore[arg-type]
+        train_tokenizer(texts, TokenizerTrainingConfig(model_type=model_type, vocab_size=4000), tmp_path / "t.model")  # type: ignore[arg-type]
     largest = int(str(caught.value).split("largest that works is ")[1].split(".")[0])
     assert largest < 4000
     if largest >= 300:
@@ -109,9 +101,7 @@ def test_training_names_a_size_that_works_when_the_vocabulary_is_too_small(tmp_p
     train_tokenizer([text], TokenizerTrainingConfig(vocab_size=size), tmp_path / "t.model")
 
 
-def test_training_is_silent_when_it_succeeds(
-    novel: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_training_is_silent_when_it_succeeds(novel: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     train_tokenizer([novel[:30_000]], TokenizerTrainingConfig(vocab_size=400), tmp_path / "t.model")
     assert capfd.readouterr() == ("", "")
 
@@ -181,10 +171,6 @@ def test_foreign_model_encodes_as_sentencepiece_does_when_it_adds_a_space(
     model = make_foreign()
     text = " It is \u2581 a truth\nuniversally   acknowledged"
     tokenizer = Tokenizer.from_bytes(model)
-    assert tokenizer.encode(text).tolist() == sentencepiece.SentencePieceProcessor(model_proto=model).encode(
-        text
-    )
+    assert tokenizer.encode(text).tolist() == sentencepiece.SentencePieceProcessor(model_proto=model).encode(text)
     assert tokenizer.pad_id is None
-    assert "".join(tokenizer.decode_stream(tokenizer.encode(text).tolist())) == tokenizer.decode(
-        tokenizer.encode(text)
-    )
+    assert "".join(tokenizer.decode_stream(tokenizer.encode(text).tolist())) == tokenizer.decode(tokenizer.encode(text))

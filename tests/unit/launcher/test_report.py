@@ -20,9 +20,7 @@ HOSTILE = "</script><script>alert('x')</script><img src=http://evil.example/x on
 PAGE_LIMIT_BYTES = 5_000_000
 
 
-def write_example_run(
-    directory: Path, *, steps: int = 2000, log_every: int = 10, last_event: str = "finished"
-) -> Path:
+def write_example_run(directory: Path, *, steps: int = 2000, log_every: int = 10, last_event: str = "finished") -> Path:
     """A run that lost a worker after 60 % of its steps and went on with two workers instead of four."""
     rng = random.Random(7)
     directory.mkdir(parents=True, exist_ok=True)
@@ -76,9 +74,7 @@ def _events(
     when = {line["step"]: line["time_unix_seconds"] for line in metrics}
     four = {"world_size": 4, "zero_stage": 2, "precision": "fp32"}
     lost_time = when[resumed_from] + 0.2 * (lost_at - resumed_from)
-    events: list[dict[str, Any]] = [
-        {"event": "started", "time_unix_seconds": BEGIN, "attempt": 1, "topology": four}
-    ]
+    events: list[dict[str, Any]] = [{"event": "started", "time_unix_seconds": BEGIN, "attempt": 1, "topology": four}]
     for step in range(steps // 20, steps + 1, steps // 20):
         if step == resumed_from + steps // 20:
             lost = {"event": "worker_lost", "time_unix_seconds": lost_time, "attempt": 1, "step": lost_at}
@@ -118,10 +114,7 @@ def _samples(steps: int) -> list[dict[str, Any]]:
         "for no other reason than to see her sister.\n\nMr. Knightley said nothing; but his look was kind.",
     )
     prompt = "It is a truth universally acknowledged, "
-    return [
-        {"step": steps * (n + 1) // 3, "prompt": prompt, "text": prompt + text}
-        for n, text in enumerate(texts)
-    ]
+    return [{"step": steps * (n + 1) // 3, "prompt": prompt, "text": prompt + text} for n, text in enumerate(texts)]
 
 
 def _write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -182,9 +175,7 @@ def _report(run: Path) -> str:
 
 
 def _data(html: str) -> dict[str, Any]:
-    found = re.search(
-        r'<script type="application/json" id="data">(.*?)</script>\n<script>\n', html, re.DOTALL
-    )
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>\n<script>\n', html, re.DOTALL)
     assert found is not None
     assert "<" not in found[1]
     data: dict[str, Any] = json.loads(found[1])
@@ -213,9 +204,7 @@ def test_write_report_writes_where_it_is_told(run: Path, tmp_path: Path) -> None
     assert output.read_text().startswith("<!doctype html>")
 
 
-def test_write_report_keeps_the_old_page_when_renaming_fails(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_write_report_keeps_the_old_page_when_renaming_fails(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = write_report(run)
     output.write_text("old")
 
@@ -297,16 +286,13 @@ def test_status_follows_the_last_event(tmp_path: Path, event: str, status: str) 
 
 def test_page_escapes_every_text_of_the_run(run: Path) -> None:
     (run / "run.json").write_text(
-        json.dumps(
-            {"name": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}, "baseline": FACTS["baseline"] | {"name": HOSTILE}}
-        )
+        json.dumps({"name": HOSTILE, HOSTILE: {HOSTILE: HOSTILE}, "baseline": FACTS["baseline"] | {"name": HOSTILE}})
     )
     (run / "config.yaml").write_text(f"{HOSTILE}: {HOSTILE}\n- {HOSTILE}\n")
     _write_lines(run / "samples.jsonl", [{"step": 1, "prompt": HOSTILE, "text": HOSTILE + HOSTILE}])
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write(
-            json.dumps({"kind": "eval", "step": 7, "name": HOSTILE, "eval/loss": 1, f"eval/{HOSTILE}": 2})
-            + "\n"
+            json.dumps({"kind": "eval", "step": 7, "name": HOSTILE, "eval/loss": 1, f"eval/{HOSTILE}": 2}) + "\n"
         )
     with (run / "events.jsonl").open("a") as events:
         events.write(json.dumps({"event": HOSTILE, "step": 7, "reason": HOSTILE}) + "\n")
@@ -317,9 +303,7 @@ def test_page_escapes_every_text_of_the_run(run: Path) -> None:
     page = _Page(html)
     assert page.count("script") == 2
     assert page.count("img") == 0
-    assert not [
-        attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)
-    ]
+    assert not [attributes for _, attributes in page.elements if any(name.startswith("on") for name in attributes)]
     assert "step-00000001 <b>" in page.texts
     assert any(mark["title"].startswith("</script>") for mark in _data(html)["events"])
 
@@ -365,9 +349,7 @@ def test_page_says_so_when_the_run_is_empty(tmp_path: Path) -> None:
     assert '<p class="status unknown">' in html
 
 
-@pytest.mark.parametrize(
-    "missing", ["metrics.jsonl", "events.jsonl", "run.json", "config.yaml", "samples.jsonl"]
-)
+@pytest.mark.parametrize("missing", ["metrics.jsonl", "events.jsonl", "run.json", "config.yaml", "samples.jsonl"])
 def test_report_is_written_when_a_file_is_missing(run: Path, missing: str) -> None:
     (run / missing).unlink()
     assert "</html>" in _report(run)
@@ -376,12 +358,26 @@ def test_report_is_written_when_a_file_is_missing(run: Path, missing: str) -> No
 def test_page_shows_metrics_that_it_does_not_know(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps({"kind": "train", "step": 2001, "train/z_loss": 0.25}) + "\n")
-        metrics.write(
-            json.dumps({"kind": "eval", "step": 2001, "name": "austen", "eval/accuracy": 0.75}) + "\n"
-        )
+        metrics.write(json.dumps({"kind": "eval", "step": 2001, "name": "austen", "eval/accuracy": 0.75}) + "\n")
     data = _data(_report(run))
     assert _chart(data, "z loss")["series"][0]["value"] == [0.25]
     assert _chart(data, "accuracy")["series"][0]["value"] == [0.75]
+
+
+def test_page_reads_the_record_as_the_driver_writes_it(run: Path) -> None:
+    layout = {"world_size": 2, "zero_stage": 3, "precision": "bf16"}
+    facts = {"layout": layout, "datasets": [{"name": "first", "tokens": 1234}, {"name": "second"}]}
+    (run / "run.json").write_text(json.dumps(facts))
+    _write_lines(
+        run / "events.jsonl",
+        [{"event": "resumed", "from_step": 100, "layout_changes": ["zero_stage 2 -> 3"], "layout": layout}],
+    )
+    manifest = {"step": 2000, "run": {"data_position": 64_000, "layout": layout}}
+    (run / "checkpoints" / "step-00002000" / "MANIFEST.json").write_text(json.dumps(manifest))
+    page = _Page(_report(run))
+    assert page.after("step-00002000", 4) == ["2 workers, ZeRO 3, precision bf16", "n/a", "n/a", "64,000"]
+    assert "2 workers, ZeRO 3, precision bf16 · from step 100 · layout changes zero_stage 2 -> 3" in page.texts
+    assert page.after("datasets 1", 4) == ["name", "first", "tokens", "1,234"]
 
 
 @pytest.mark.slow
@@ -391,6 +387,4 @@ def test_report_of_a_million_logged_steps_is_small_and_quick(tmp_path: Path) -> 
     size = write_report(run).stat().st_size
     print(f"10^6 lines: {size / 1e6:.2f} MB in {time.perf_counter() - begin:.1f} s")
     assert size < PAGE_LIMIT_BYTES
-    assert (
-        time.perf_counter() - begin < 60
-    )  # reading is the bulk: 10 s on one slow core, with room for a busy machine
+    assert time.perf_counter() - begin < 60  # reading is the bulk: 10 s on one slow core, with room for a busy machine

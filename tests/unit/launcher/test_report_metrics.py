@@ -31,9 +31,7 @@ def test_read_lines_leaves_out_a_torn_tail_and_says_so(tmp_path: Path) -> None:
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3, "train/lo')
     complaints: list[str] = []
     assert read_lines(path, complaints) == [{"step": 1}, {"step": 2}]
-    assert complaints == [
-        "The last line of metrics.jsonl is torn, as a killed writer leaves it; it is left out."
-    ]
+    assert complaints == ["The last line of metrics.jsonl is torn, as a killed writer leaves it; it is left out."]
 
 
 def test_read_lines_counts_damage_in_the_middle(tmp_path: Path) -> None:
@@ -71,9 +69,7 @@ def test_train_log_takes_a_metric_that_begins_in_mid_run(tmp_path: Path) -> None
 
 
 def test_train_log_ignores_values_of_another_type(tmp_path: Path) -> None:
-    train, _ = _read(
-        tmp_path, _train(1, loss="high"), _train(2, loss=[1]), _train(3, loss=10**400), _train("x")
-    )
+    train, _ = _read(tmp_path, _train(1, loss="high"), _train(2, loss=[1]), _train(3, loss=10**400), _train("x"))
     np.testing.assert_array_equal(train.column("train/loss"), [np.nan, np.nan, np.inf])
 
 
@@ -91,9 +87,7 @@ def test_read_record_complains_when_run_json_is_no_object(tmp_path: Path, conten
     (tmp_path / "run.json").write_text(content)
     record = read_record(tmp_path)
     assert record.facts == {}
-    assert record.complaints == [
-        f"{tmp_path.name}/run.json is not a JSON object; what it says is missing here."
-    ]
+    assert record.complaints == [f"{tmp_path.name}/run.json is not a JSON object; what it says is missing here."]
 
 
 def test_read_record_ignores_checkpoints_without_a_manifest(tmp_path: Path) -> None:
