@@ -79,17 +79,14 @@ def build_dataset(
                 return existing
             raise DatasetError(_in_the_way(output, "from other text or with another tokenizer"))
         with _working_directory(output) as working:
-            _tell(
-                progress, BuildProgress("tokenizer", survey.ledger.documents_read, survey.ledger.bytes_read)
-            )
+            _tell(progress, BuildProgress("tokenizer", survey.ledger.documents_read, survey.ledger.bytes_read))
             tokenizer = given or _train(config, survey, working / TOKENIZER_FILE)
             write_atomically(working / TOKENIZER_FILE, tokenizer.model)
             encoded = encode_corpus(config, survey, tokenizer, working, progress, threads)
             manifest = _manifest(config, survey, tokenizer, encoded)
             if problem := manifest.problem():
                 raise DatasetError(
-                    f"The build of {output} does not add up and is not published: {problem}. Please report "
-                    "this."
+                    f"The build of {output} does not add up and is not published: {problem}. Please report this."
                 )
             _tell(
                 progress,
@@ -147,8 +144,7 @@ def _existing(output: Path, config: DataBuildConfig) -> Manifest | None:
         path = output / shard.file
         if not path.is_file() or path.stat().st_size != shard.size_bytes:
             raise DatasetDamagedError(
-                f"The dataset at {output} is damaged: {path} is missing or cut off. Pass --fresh to "
-                "rebuild it."
+                f"The dataset at {output} is damaged: {path} is missing or cut off. Pass --fresh to rebuild it."
             )
     return manifest
 
@@ -174,9 +170,7 @@ def _lone_builder(output: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise DatasetError(
-                f"Another build is writing {output}. Wait for it, or choose another output."
-            ) from error
+            raise DatasetError(f"Another build is writing {output}. Wait for it, or choose another output.") from error
         for leftover in output.glob(f"{_WORKING_PREFIX}*"):
             logger.info("removing %s, left by a build that did not finish", leftover)
             shutil.rmtree(leftover, ignore_errors=True)
@@ -224,9 +218,7 @@ def _publish(working: Path, output: Path, manifest: Manifest) -> None:
     write_atomically(output / MANIFEST_FILE, manifest.to_bytes())
 
 
-def _manifest(
-    config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, encoded: EncodedDataset
-) -> Manifest:
+def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, encoded: EncodedDataset) -> Manifest:
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=config.name,

@@ -62,9 +62,7 @@ def normalise(text: str, config: CleaningConfig) -> str:
     text = text.removeprefix("\ufeff")
     if "\r" in text:
         text = text.replace("\r\n", "\n").replace("\r", "\n")
-    if config.unicode_normalization == "nfc" and not (
-        text.isascii() or unicodedata.is_normalized("NFC", text)
-    ):
+    if config.unicode_normalization == "nfc" and not (text.isascii() or unicodedata.is_normalized("NFC", text)):
         text = unicodedata.normalize("NFC", text)
     return unwrap(text) if config.unwrap_lines else text
 

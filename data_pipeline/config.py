@@ -58,13 +58,10 @@ class TokenizerTrainingConfig:
     def __post_init__(self) -> None:
         if self.vocab_size < 300:
             raise ValueError(
-                f"vocab_size is {self.vocab_size}: 256 byte pieces and 4 control pieces leave no room "
-                "below 300."
+                f"vocab_size is {self.vocab_size}: 256 byte pieces and 4 control pieces leave no room below 300."
             )
         if not 0 < self.character_coverage <= 1:
-            raise ValueError(
-                f"character_coverage is {self.character_coverage}: it is a share, above 0 and at most 1."
-            )
+            raise ValueError(f"character_coverage is {self.character_coverage}: it is a share, above 0 and at most 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,9 +77,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         if (self.train is None) == (self.path is None):
-            raise ValueError(
-                "tokenizer takes exactly one of `train` (with its options) and `path` (a .model file)."
-            )
+            raise ValueError("tokenizer takes exactly one of `train` (with its options) and `path` (a .model file).")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +108,7 @@ class DataBuildConfig:
     """Directory that becomes the dataset."""
     sources: tuple[SourceConfig, ...]
     """The corpora, in the order in which they are written."""
-    tokenizer: TokenizerConfig = field(
-        default_factory=lambda: TokenizerConfig(train=TokenizerTrainingConfig())
-    )
+    tokenizer: TokenizerConfig = field(default_factory=lambda: TokenizerConfig(train=TokenizerTrainingConfig()))
     """The SentencePiece model."""
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """Normalisation and drops."""
@@ -129,13 +122,9 @@ class DataBuildConfig:
             raise ValueError("sources is empty: a dataset needs at least one corpus.")
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
-            raise ValueError(
-                f"sources carry a name twice: {sorted(n for n in set(names) if names.count(n) > 1)}."
-            )
+            raise ValueError(f"sources carry a name twice: {sorted(n for n in set(names) if names.count(n) > 1)}.")
         if not 0 <= self.validation_fraction < 1:
-            raise ValueError(
-                f"validation_fraction is {self.validation_fraction}: it is a share, from 0 to under 1."
-            )
+            raise ValueError(f"validation_fraction is {self.validation_fraction}: it is a share, from 0 to under 1.")
         if self.shard_tokens < 1:
             raise ValueError(f"shard_tokens is {self.shard_tokens}, and must be above 0.")
 
@@ -175,9 +164,7 @@ class StageConfig:
         if self.sequences < 1:
             raise ValueError(f"sequences is {self.sequences}, and must be above 0.")
         if any(weight < 0 for weight in self.weights) or not sum(self.weights) > 0:
-            raise ValueError(
-                f"weights are {list(self.weights)}: none may be negative and one must be above 0."
-            )
+            raise ValueError(f"weights are {list(self.weights)}: none may be negative and one must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +193,7 @@ class DataConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be above 0.")
         if self.shuffle_window_blocks is not None and self.shuffle_window_blocks < 1:
-            raise ValueError(
-                f"shuffle_window_blocks is {self.shuffle_window_blocks}, and must be above 0, or null."
-            )
+            raise ValueError(f"shuffle_window_blocks is {self.shuffle_window_blocks}, and must be above 0, or null.")
         entries = self.entries
         if not entries:
             raise ValueError("dataset is an empty list: name at least one dataset.")

@@ -139,9 +139,7 @@ def encode_corpus(
     return EncodedDataset(splits, summed([record.ledger for record in sources]), tuple(sources), shards)
 
 
-def _groups(
-    source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts
-) -> Iterator[list[CleanDocument]]:
+def _groups(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[list[CleanDocument]]:
     """Gathers documents until they hold about a megabyte."""
     group: list[CleanDocument] = []
     size = 0

@@ -155,9 +155,7 @@ class Manifest:
         try:
             document = unseal(data, where)
         except SealError as error:
-            raise DatasetDamagedError(
-                f"{error} A dataset is rebuilt with `data build CONFIG --fresh`."
-            ) from error
+            raise DatasetDamagedError(f"{error} A dataset is rebuilt with `data build CONFIG --fresh`.") from error
         version = document.get("schema_version")
         if version != SCHEMA_VERSION:
             raise DatasetError(
@@ -183,9 +181,7 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
-            state = (
-                "has no manifest.json: its build did not finish" if directory.is_dir() else "does not exist"
-            )
+            state = "has no manifest.json: its build did not finish" if directory.is_dir() else "does not exist"
             raise DatasetError(
                 f"There is no dataset at {directory}: the directory {state}. Check the path, or run `data "
                 "build CONFIG`."

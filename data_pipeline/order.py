@@ -142,9 +142,7 @@ class SequenceOrder:
             periods, place = np.divmod(logical[mine] - segment.start, PERIOD)
             chosen = segment.source_of[place]
             source[mine] = chosen
-            ordinal[mine] = (
-                segment.first_ordinals[chosen] + periods * segment.quotas[chosen] + segment.rank_of[place]
-            )
+            ordinal[mine] = segment.first_ordinals[chosen] + periods * segment.quotas[chosen] + segment.rank_of[place]
         return source, ordinal
 
     def consumed(self, position: int) -> Int64Array:
@@ -158,9 +156,7 @@ class SequenceOrder:
         row = np.empty_like(position)
         for number in np.unique(epoch).tolist():
             mine = epoch == number
-            row[mine] = shuffled_rows(
-                position[mine], source.rows, self.shuffle, (self.seed, source.key, number)
-            )
+            row[mine] = shuffled_rows(position[mine], source.rows, self.shuffle, (self.seed, source.key, number))
         return row
 
     def _check(self, logical: Int64Array) -> None:
@@ -174,9 +170,7 @@ class SequenceOrder:
             )
 
 
-def shuffled_rows(
-    positions: Int64Array, rows: int, shuffle: Shuffle, key: tuple[int, str, int]
-) -> Int64Array:
+def shuffled_rows(positions: Int64Array, rows: int, shuffle: Shuffle, key: tuple[int, str, int]) -> Int64Array:
     """Permutes one epoch of a source: all rows at once, or blocks, and then rows within windows of blocks.
 
     Args:
@@ -247,9 +241,7 @@ def quotas_of(weights: Sequence[float]) -> Int64Array:
     return np.array(quotas, dtype=np.int64)
 
 
-def build_segments(
-    sources: Sequence[SourceRows], stages: Sequence[StageConfig], seed: int
-) -> tuple[Segment, ...]:
+def build_segments(sources: Sequence[SourceRows], stages: Sequence[StageConfig], seed: int) -> tuple[Segment, ...]:
     """Computes the breaks of the order.
 
     Raises:
@@ -282,9 +274,7 @@ def build_segments(
     return tuple(segments)
 
 
-def _live_weights(
-    sources: Sequence[SourceRows], weights: Sequence[float], ordinals: Int64Array
-) -> list[float]:
+def _live_weights(sources: Sequence[SourceRows], weights: Sequence[float], ordinals: Int64Array) -> list[float]:
     """Sets the weights of exhausted sources to 0."""
     return [
         0.0 if source.limit is not None and ordinal >= source.limit else weight

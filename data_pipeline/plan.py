@@ -67,17 +67,14 @@ class DataPlan:
         OrderError: The datasets do not fit each other or the configuration.
     """
 
-    def __init__(
-        self, datasets: Sequence[Dataset], config: DataConfig, *, seed: int, global_batch_size: int
-    ) -> None:
+    def __init__(self, datasets: Sequence[Dataset], config: DataConfig, *, seed: int, global_batch_size: int) -> None:
         self.datasets = tuple(datasets)
         self.config = config
         self.seed = seed
         self.global_batch_size = global_batch_size
         if len(self.datasets) != len(config.entries):
             raise OrderError(
-                f"{len(self.datasets)} datasets were opened for {len(config.entries)} entries of "
-                "data.dataset."
+                f"{len(self.datasets)} datasets were opened for {len(config.entries)} entries of data.dataset."
             )
         if global_batch_size < 1:
             raise OrderError(f"global_batch_size is {global_batch_size}, and must be at least 1 sequence.")
@@ -91,9 +88,7 @@ class DataPlan:
         self.order = SequenceOrder(
             [
                 SourceRows(key=dataset.fingerprint, rows=rows, weight=weight, max_epochs=entry.max_epochs)
-                for dataset, rows, weight, entry in zip(
-                    self.datasets, self.rows, weights, config.entries, strict=True
-                )
+                for dataset, rows, weight, entry in zip(self.datasets, self.rows, weights, config.entries, strict=True)
             ],
             seed=seed,
             stages=config.stages,
@@ -112,9 +107,7 @@ class DataPlan:
                 {"fingerprint": dataset.fingerprint, "weight": source.weight, "max_epochs": source.max_epochs}
                 for dataset, source in zip(self.datasets, self.order.sources, strict=True)
             ],
-            "stages": [
-                {"sequences": stage.sequences, "weights": list(stage.weights)} for stage in config.stages
-            ],
+            "stages": [{"sequences": stage.sequences, "weights": list(stage.weights)} for stage in config.stages],
             "seq_len": config.seq_len,
             "packing": config.packing,
             "document_mask": config.document_mask,
@@ -166,18 +159,14 @@ class DataPlan:
         """
         position = self.position_after(step, skips)
         reached = self.order.consumed(position)
-        floors = np.array(
-            [max(0, n - 1) // rows * rows for n, rows in zip(reached.tolist(), self.rows, strict=True)]
-        )
+        floors = np.array([max(0, n - 1) // rows * rows for n, rows in zip(reached.tolist(), self.rows, strict=True)])
         skipped = np.zeros(len(self.rows), dtype=np.int64)
         for start, stop in skips.intervals:
             if start < position:
                 begin, end = self.order.consumed(start), self.order.consumed(min(stop, position))
                 skipped += np.maximum(end, floors) - np.maximum(begin, floors)
         ledgers = tuple(
-            self._ledger(
-                number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number])
-            )
+            self._ledger(number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number]))
             for number in range(len(self.rows))
         )
         for entry in ledgers:

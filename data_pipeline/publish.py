@@ -147,8 +147,7 @@ def unseal(data: bytes, where: str) -> dict[str, Any]:
         ) from error
     if not isinstance(document, dict) or not isinstance(document.get("checksum"), str):
         raise SealError(
-            f"{where} carries no `checksum`, so it was not written by this program. Check that it is the "
-            "right file."
+            f"{where} carries no `checksum`, so it was not written by this program. Check that it is the right file."
         )
     stated = document.pop("checksum")
     actual = digest(document)

@@ -46,9 +46,7 @@ def find_files(source: SourceConfig) -> list[Path]:
         return [path]
     if path.is_dir():
         endings = _endings(source.format)
-        files = sorted(
-            item for item in path.rglob("*") if item.is_file() and _wanted(item.relative_to(path), endings)
-        )
+        files = sorted(item for item in path.rglob("*") if item.is_file() and _wanted(item.relative_to(path), endings))
         if not files:
             raise CorpusError(
                 f"Source {source.name!r}: the directory {path} holds no file ending in {', '.join(endings)} "
@@ -59,9 +57,7 @@ def find_files(source: SourceConfig) -> list[Path]:
     if glob.has_magic(source.path):
         files = sorted(Path(item) for item in glob.glob(source.path, recursive=True) if Path(item).is_file())
         if not files:
-            raise CorpusError(
-                f"Source {source.name!r}: no file matches the pattern {source.path}. Check the pattern."
-            )
+            raise CorpusError(f"Source {source.name!r}: no file matches the pattern {source.path}. Check the pattern.")
         return files
     raise CorpusError(f"Source {source.name!r}: {source.path} does not exist. {_suggestion(path)}")
 
@@ -123,8 +119,7 @@ def _json_document(source: SourceConfig, line: bytes, place: str, where: str) ->
         value = json.loads(line.decode(errors="surrogateescape").removeprefix("\ufeff"))
     except ValueError as error:
         raise CorpusError(
-            f"Source {source.name!r}: {where} is not JSON ({error}): {_excerpt(line)}. Mend or remove the "
-            "line."
+            f"Source {source.name!r}: {where} is not JSON ({error}): {_excerpt(line)}. Mend or remove the line."
         ) from error
     if not isinstance(value, dict):
         raise CorpusError(
@@ -139,14 +134,10 @@ def _json_document(source: SourceConfig, line: bytes, place: str, where: str) ->
             "a string: "
             f"{_excerpt(line)}. Set text_field to the key of the text."
         )
-    name = (
-        place if source.id_field is None else str(_field(source, value, "id_field", source.id_field, where))
-    )
+    name = place if source.id_field is None else str(_field(source, value, "id_field", source.id_field, where))
     try:
         data = text.encode(errors="surrogateescape")
-    except (
-        UnicodeEncodeError
-    ):  # a lone surrogate was written as \\ud800: not UTF-8 either, which cleaning decides on
+    except UnicodeEncodeError:  # a lone surrogate was written as \\ud800: not UTF-8 either, which cleaning decides on
         data = text.encode(errors="surrogatepass")
     return RawDocument(name.encode(errors="replace").decode(), source.name, data, where)
 
@@ -200,8 +191,7 @@ def _explained(source: SourceConfig, file: Path) -> Iterator[None]:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise CorpusError(
-            f"Source {source.name!r}: {file} is cut off or not gzip ({error}). Fetch it again, or compress "
-            "it again."
+            f"Source {source.name!r}: {file} is cut off or not gzip ({error}). Fetch it again, or compress it again."
         ) from error
     except (PermissionError, IsADirectoryError, FileNotFoundError) as error:
         raise CorpusError(f"Source {source.name!r}: {file} cannot be read: {error.strerror}.") from error

@@ -51,9 +51,7 @@ class Batch:
     @classmethod
     def concatenate(cls, batches: Sequence[Batch]) -> Batch:
         """Returns the rows of all batches, in order."""
-        return cls(
-            **{f.name: np.concatenate([getattr(batch, f.name) for batch in batches]) for f in fields(cls)}
-        )
+        return cls(**{f.name: np.concatenate([getattr(batch, f.name) for batch in batches]) for f in fields(cls)})
 
 
 class TrainingSequences:

@@ -104,9 +104,7 @@ class ShardWriter:
         np.cumsum([len(row) for row in self._rows], out=offsets[1:])
         values = pa.array(np.concatenate(self._rows).astype(self._dtype, copy=False))
         # from_arrays keeps the type's non-nullable item only when told so.
-        tokens = pa.LargeListArray.from_arrays(
-            pa.array(offsets), values, type=self._schema.field("tokens").type
-        )
+        tokens = pa.LargeListArray.from_arrays(pa.array(offsets), values, type=self._schema.field("tokens").type)
         ids, sources = pa.array(self._ids, pa.string()), pa.array(self._sources, pa.string())
         self._writer.write_batch(pa.record_batch([tokens, ids, sources], schema=self._schema))
         self._rows, self._ids, self._sources, self._pending_tokens = [], [], [], 0
@@ -166,9 +164,7 @@ class MappedShard:
         if self._bytes is None:
             self.check_size()
             with open(self.path, "rb") as file:
-                self._bytes = np.frombuffer(
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8
-                )
+                self._bytes = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), dtype=np.uint8)
         return self._bytes
 
     def verify(self, start: int, stop: int) -> None:

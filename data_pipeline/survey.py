@@ -142,9 +142,7 @@ class ContentDigest:
         return self._state.hexdigest()
 
 
-def clean_documents(
-    source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts
-) -> Iterator[CleanDocument]:
+def clean_documents(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[CleanDocument]:
     """Reads and cleans a source, counting what is read and dropped, and what normalisation removed."""
     for document in read_documents(source):
         counts.read(len(document.data))
@@ -159,9 +157,7 @@ def _cleaned(document: RawDocument, config: DataBuildConfig, counts: LedgerCount
         return None
     data = result.text.encode()
     counts.bytes_removed += len(document.data) - len(data)
-    return CleanDocument(
-        document.document_id, document.source, result.text, len(data), xxhash.xxh3_64_intdigest(data)
-    )
+    return CleanDocument(document.document_id, document.source, result.text, len(data), xxhash.xxh3_64_intdigest(data))
 
 
 def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = None) -> Survey:
@@ -191,9 +187,7 @@ def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = N
     reporter.finish()
     ledger = summed(ledgers)
     if not hashes:
-        reasons = ", ".join(
-            f"{count} {reason}" for reason, count in ledger.documents_dropped.items() if count
-        )
+        reasons = ", ".join(f"{count} {reason}" for reason, count in ledger.documents_dropped.items() if count)
         raise CorpusError(
             f"No document of {config.name!r} is left after cleaning: {ledger.documents_read} read, "
             f"{reasons}. "
@@ -221,9 +215,7 @@ def validation_threshold(hashes: npt.NDArray[np.uint64], fraction: float) -> int
     if fraction == 0 or len(distinct) < 2:
         return 0
     inside = (
-        int((distinct.astype(object) < below).sum())
-        if below >= 1 << 63
-        else int((distinct < np.uint64(below)).sum())
+        int((distinct.astype(object) < below).sum()) if below >= 1 << 63 else int((distinct < np.uint64(below)).sum())
     )
     if inside == 0:
         wanted = min(max(1, round(fraction * len(distinct))), len(distinct) - 1)
@@ -252,6 +244,4 @@ class ProgressReporter:
         """Reports the numbers as they stand."""
         self._reported = self._bytes
         if self._progress is not None:
-            self._progress(
-                BuildProgress(self._stage, self._documents, self._bytes, self._tokens, self._total)
-            )
+            self._progress(BuildProgress(self._stage, self._documents, self._bytes, self._tokens, self._total))

@@ -149,10 +149,7 @@ def _training_problem(message: str, config: TokenizerTrainingConfig) -> str:
             f"character_coverage (now {config.character_coverage:g})."
         )
     if "sentences_.empty()" in message:
-        return (
-            "There is no text to train a tokenizer on: every document is empty. "
-            "Check the sources' paths and fields."
-        )
+        return "There is no text to train a tokenizer on: every document is empty. Check the sources' paths and fields."
     return f"SentencePiece could not train a tokenizer of {config.vocab_size} pieces: {message}"
 
 

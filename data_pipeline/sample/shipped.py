@@ -42,9 +42,7 @@ def sample_build_config(
     """
     if name not in SAMPLE_NAMES:
         raise DatasetError(f"There is no sample {name!r}. Shipped is: {', '.join(SAMPLE_NAMES)}.")
-    source = SourceConfig(
-        name="austen", path=str(Path(__file__).parent), format="text", document_separator=_CHAPTER
-    )
+    source = SourceConfig(name="austen", path=str(Path(__file__).parent), format="text", document_separator=_CHAPTER)
     return DataBuildConfig(
         name=name,
         output=str(output),

@@ -1,0 +1,251 @@
+"""Attempts without Ray: the Batch, Resume and Loss laws on one process and on real gloo ranks."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gloo import run_ranks
+from tiny import SilentLink, begin, no_tracking, tiny_run
+
+from cluster.attempt import run_attempt
+from cluster.checkpoint import list_checkpoints
+from cluster.config import RunConfig
+from cluster.engines import deepspeed_engine, torch_engine
+from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
+from cluster.record import deterministic_fields, read_lines
+from cluster.topology import Topology
+from data_pipeline.publish import seal
+
+FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
+
+
+class Killed(Exception):
+    """Stands for SIGKILL: leaves the attempt where it is."""
+
+
+def attempt_alone(config: RunConfig, *, link: SilentLink | None = None, kill_at: int | None = None) -> SilentLink:
+    """One attempt with plain torch in this process."""
+    link = link or SilentLink()
+
+    def observe(batch: Any) -> None:
+        if batch.step == kill_at:
+            raise Killed
+
+    begin(config)
+    run_attempt(
+        config,
+        Topology(),
+        engine=torch_engine,
+        zero_stage=None,
+        link=link,
+        tracking=no_tracking(),
+        observe=observe,
+    )
+    return link
+
+
+def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[int]]:
+    """One attempt with DeepSpeed on this rank; sample ids by step."""
+    seen: dict[int, list[int]] = {}
+
+    def observe(batch: Any) -> None:
+        seen[batch.step] = [int(index) for index in batch.sample_index if index >= 0]
+
+    run_attempt(
+        config,
+        topology,
+        engine=deepspeed_engine,
+        zero_stage=config.zero.stage,
+        link=SilentLink(),
+        tracking=no_tracking(),
+        observe=observe,
+    )
+    return seen
+
+
+def record_of(config: RunConfig) -> list[dict[str, Any]]:
+    return [deterministic_fields(row) for row in read_lines(Path(config.storage) / config.name / "metrics.jsonl")]
+
+
+def losses_of(config: RunConfig) -> np.ndarray:
+    return np.array([row["train/loss"] for row in record_of(config) if row["kind"] == "train"])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = tiny_run(tmp_path_factory.mktemp("undisturbed"), dataset)
+    attempt_alone(config)
+    return config
+
+
+def test_metrics_hold_each_step_once_when_undisturbed(undisturbed: RunConfig) -> None:
+    rows = record_of(undisturbed)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 13))
+    assert [row["step"] for row in rows if row["kind"] == "eval"] == [6, 12]
+
+
+def test_loss_falls_when_training(undisturbed: RunConfig) -> None:
+    losses = losses_of(undisturbed)
+    assert losses[-1] < losses[0] - 0.2
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 8, 9, 12])
+def test_resumed_record_is_bit_equal_when_killed(
+    kill_at: int, undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=kill_at)
+    link = attempt_alone(config)
+    assert record_of(config) == record_of(undisturbed)
+    resumed = [event for event in link.events() if event["event"] in ("started", "resumed")]
+    assert len(resumed) == 1
+
+
+def test_discarded_steps_are_kept_apart_when_resumed(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=8)
+    attempt_alone(config)
+    discarded = list(read_lines(tmp_path / "tiny" / "discarded.jsonl"))
+    assert [(row["kind"], row["step"], row["attempt"]) for row in discarded] == [
+        ("train", 5, 1),
+        ("train", 6, 1),
+        ("eval", 6, 1),
+        ("train", 7, 1),
+    ]
+
+
+def test_run_goes_on_bit_equal_when_stopped(undisturbed: RunConfig, dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    attempt_alone(config, link=SilentLink(stop_after=6))
+    stopped_at = list_checkpoints(tmp_path / "tiny")[-1].step
+    assert stopped_at == 6
+    link = attempt_alone(config)
+    assert link.events()[0]["from_step"] == stopped_at
+    assert record_of(config) == record_of(undisturbed)
+
+
+def test_newest_checkpoint_is_rejected_when_a_byte_was_flipped(
+    undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=11)
+    newest = list_checkpoints(tmp_path / "tiny")[-1]
+    assert newest.step == 8
+    path = newest.directory / newest.manifest.files[0].path
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    link = attempt_alone(config)
+    rejected, resumed = link.events()[:2]
+    assert (rejected["event"], rejected["step"]) == ("checkpoint_rejected", 8)
+    assert "was altered" in rejected["reason"]
+    assert (resumed["event"], resumed["from_step"]) == ("resumed", 4)
+    assert record_of(config) == record_of(undisturbed)
+
+
+def test_newest_checkpoint_is_rejected_when_truncated(undisturbed: RunConfig, dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=11)
+    newest = list_checkpoints(tmp_path / "tiny")[-1]
+    path = newest.directory / newest.manifest.files[0].path
+    path.write_bytes(path.read_bytes()[:-100])
+    link = attempt_alone(config)
+    assert link.events()[0]["event"] == "checkpoint_rejected"
+    assert record_of(config) == record_of(undisturbed)
+
+
+def test_checkpoint_is_rejected_when_it_gives_another_loss(
+    undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=11)
+    newest = list_checkpoints(tmp_path / "tiny")[-1]
+    manifest_path = newest.directory / "MANIFEST.json"
+    document = json.loads(manifest_path.read_bytes())
+    del document["checksum"]
+    document["next_batch_loss"] *= 1.001
+    manifest_path.write_bytes(seal(document))
+    with pytest.raises(CheckpointMismatchError, match="more than the 1e-05 that rounding allows"):
+        attempt_alone(config)
+    link = attempt_alone(config)
+    assert next(event for event in link.events() if event["event"] == "resumed")["from_step"] == 4
+    assert record_of(config) == record_of(undisturbed)
+
+
+def test_attempt_is_refused_when_no_checkpoint_is_whole(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=6)
+    (info,) = list_checkpoints(tmp_path / "tiny")
+    (info.directory / info.manifest.files[0].path).unlink()
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        attempt_alone(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [({"seed": 5}, "seed: 1234 -> 5"), ({"data__seq_len": 16}, "data plan seq_len: 32 -> 16")],
+)
+def test_attempt_is_refused_when_the_curve_would_change(
+    change: dict[str, Any], named: str, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=6)
+    with pytest.raises(RunRefusedError, match=named):
+        attempt_alone(tiny_run(tmp_path, dataset, **change))
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size", "stage"), [(1, 1, 2), (1, 4, 1), (2, 1, 3), (2, 4, 2)])
+def test_batches_and_losses_agree_when_world_and_micro_batch_differ(
+    world_size: int, micro_batch_size: int, stage: int, dataset: Path, tmp_path: Path
+) -> None:
+    batch = {"train__global_batch_size": 5, "train__max_steps": 8}  # 5 divides by neither 2 nor 4
+    alone = tiny_run(tmp_path / "alone", dataset, **batch)
+    attempt_alone(alone)
+    changed = tiny_run(tmp_path / "ranks", dataset, **batch, train__micro_batch_size=micro_batch_size)
+    changed = replace(changed, zero=replace(changed.zero, stage=stage))
+    begin(changed)
+    seen = run_ranks(attempt_on_ranks, world_size, changed)
+    for step in range(1, 9):
+        together = sorted(index for rank in seen for index in rank[step])
+        assert together == list(range((step - 1) * 5, step * 5))
+    difference = np.abs(losses_of(changed) - losses_of(alone)) / losses_of(alone)
+    assert difference.max() <= FP32_LOSS_TOLERANCE
+
+
+def test_run_goes_on_within_tolerance_when_world_and_stage_change(
+    undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=6)
+    for world_size, stage in ((2, 3), (3, 1)):
+        copy = replace(config, storage=str(tmp_path / f"{world_size}-{stage}"))
+        copy = replace(copy, zero=replace(copy.zero, stage=stage))
+        shutil.copytree(tmp_path / "tiny", Path(copy.storage) / "tiny")
+        run_ranks(attempt_on_ranks, world_size, copy)
+        difference = np.abs(losses_of(copy) - losses_of(undisturbed)) / losses_of(undisturbed)
+        assert difference.max() <= FP32_LOSS_TOLERANCE
+
+
+def test_leftovers_of_a_dead_attempt_are_removed_when_the_next_begins(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    with pytest.raises(Killed):
+        attempt_alone(config, kill_at=6)
+    torn = tmp_path / "tiny" / "checkpoints" / "step-00000006" / "attempt-00001"
+    torn.mkdir(parents=True)
+    (torn / "rank-00000.safetensors").write_bytes(b"half")
+    attempt_alone(config)
+    assert not torn.exists()

@@ -1,0 +1,114 @@
+"""The Resume law on the real command: Ray Train workers and drivers killed with SIGKILL, records compared bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import finish, kill, start, training_workers, wait_until
+from wandb_files import history
+
+from cluster.record import deterministic_fields, read_lines
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+
+STEPS = 60
+CHECKPOINT_EVERY = 10
+
+
+def command(storage: Path, dataset: Path) -> list[str]:
+    return [
+        "pretrain",
+        "smoke",
+        f"storage={storage}",
+        f"data.dataset={dataset}",
+        f"train.max_steps={STEPS}",
+        "train.log_every_steps=1",
+        f"checkpoint.every_steps={CHECKPOINT_EVERY}",
+        "evaluation.every_steps=20",
+        "wandb.mode=offline",
+    ]
+
+
+def record_of(storage: Path) -> list[dict[str, Any]]:
+    return [deterministic_fields(row) for row in read_lines(storage / "smoke" / "metrics.jsonl")]
+
+
+def events_of(storage: Path) -> list[str]:
+    return [row["event"] for row in read_lines(storage / "smoke" / "events.jsonl")]
+
+
+def logged_steps(storage: Path) -> int:
+    return max((row["step"] for row in read_lines(storage / "smoke" / "metrics.jsonl")), default=0)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    storage = tmp_path_factory.mktemp("undisturbed")
+    log = storage / "log"
+    assert finish(start(*command(storage, dataset), log=log), log) == 0
+    return storage
+
+
+def assert_wandb_complete(storage: Path) -> None:
+    """The newest offline directory alone holds loss and perplexity of every logged step."""
+    newest = max((storage / "smoke" / "wandb").glob("offline-run-*/*.wandb"))
+    rows = history(newest)
+    logged = {row["train/step"]: row for row in rows if "train/loss" in row}
+    for line in read_lines(storage / "smoke" / "metrics.jsonl"):
+        if line["kind"] == "train":
+            assert logged[line["step"]]["train/loss"] == line["train/loss"]
+            assert logged[line["step"]]["train/perplexity"] == line["train/perplexity"]
+
+
+def test_record_holds_every_step_once_when_undisturbed(undisturbed: Path) -> None:
+    rows = record_of(undisturbed)
+    assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, STEPS + 1))
+    assert events_of(undisturbed)[0] == "started"
+    assert events_of(undisturbed)[-1] == "finished"
+    assert (undisturbed / "smoke" / "report.html").stat().st_size > 10_000
+    assert_wandb_complete(undisturbed)
+
+
+def test_finished_run_is_left_alone_when_commanded_again(undisturbed: Path, dataset: Path, tmp_path: Path) -> None:
+    before = (undisturbed / "smoke" / "metrics.jsonl").read_bytes()
+    log = tmp_path / "log"
+    assert finish(start(*command(undisturbed, dataset), log=log), log) == 0
+    assert (undisturbed / "smoke" / "metrics.jsonl").read_bytes() == before
+
+
+def test_command_recovers_by_itself_when_a_worker_is_killed(undisturbed: Path, dataset: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(*command(tmp_path, dataset), log=log)
+    wait_until(lambda: logged_steps(tmp_path) >= 25, process)
+    kill(training_workers(process.pid)[-1])
+    assert finish(process, log) == 0
+    assert record_of(tmp_path) == record_of(undisturbed)
+    events = events_of(tmp_path)
+    assert events.index("worker_lost") < events.index("resumed") < events.index("finished")
+    assert_wandb_complete(tmp_path)
+
+
+def test_same_command_continues_when_the_command_was_killed_during_a_save(
+    undisturbed: Path, dataset: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    process = start(*command(tmp_path, dataset), log=log)
+    third = tmp_path / "smoke" / "checkpoints" / "step-00000030"
+    wait_until(lambda: third.exists() and any(third.glob("attempt-*/rank-*")), process)
+    workers = training_workers(process.pid)
+    kill(process.pid)
+    for worker in workers:
+        kill(worker)
+    process.wait()
+    published = (third / "MANIFEST.json").exists()
+    process = start(*command(tmp_path, dataset), log=log)
+    assert finish(process, log) == 0
+    assert record_of(tmp_path) == record_of(undisturbed)
+    resumed = next(row for row in read_lines(tmp_path / "smoke" / "events.jsonl") if row["event"] == "resumed")
+    assert resumed["from_step"] == (30 if published else 20)
+    assert_wandb_complete(tmp_path)
+    facts = json.loads((tmp_path / "smoke" / "run.json").read_bytes())
+    assert facts["attempt"] == 2
