@@ -254,9 +254,7 @@ class _Attempt:
                 return
             if self._topology.is_main:
                 logger.warning("checkpoint of step %d is not used: %s", info.step, problem)
-                self._link.post(
-                    {"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": problem}
-                )
+                self._link.post({"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": problem})
         if candidates:
             raise CheckpointError(
                 f"none of the {len(candidates)} checkpoints of run {self._directory} can be used; the newest: "
@@ -466,5 +464,3 @@ def _set_arithmetic(config: RunConfig, topology: Topology) -> None:
     if config.train.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
-
-

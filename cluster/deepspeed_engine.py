@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import warnings
 from typing import Any
 
@@ -46,7 +47,7 @@ class DeepSpeedEngine:
         micro_batches: int,
         topology: Topology,
     ) -> None:
-        _join_process_group()
+        _join_process_group(topology)
         self._topology = topology
         self._world_size = topology.world_size
         self._clip_norm = optimizer.gradient_clip_norm
@@ -173,7 +174,7 @@ def _build_model(
     return Transformer(config, attention).to(dtype)
 
 
-def _join_process_group() -> None:
+def _join_process_group(topology: Topology) -> None:
     """Make DeepSpeed use torch's process group, and keep it from compiling its shared-memory op.
 
     Without the first, zero.Init silently takes the world for one rank and partitions nothing; the op is unused under
@@ -181,5 +182,6 @@ def _join_process_group() -> None:
     """
     if not dist.is_initialized():
         raise RuntimeError("the torch process group does not exist yet: create it before the DeepSpeed engine.")
+    os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))  # DeepSpeed refuses to start without it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)

@@ -121,9 +121,7 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
 def _preflight(config: RunConfig, directory: Path) -> CheckpointInfo | None:
     """Open the data and compare with what the run holds; cheap, and before Ray."""
     datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-    plan = DataPlan(
-        datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size
-    )
+    plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
     plan.check_steps(config.train.max_steps)
     usable = [info for info in list_checkpoints(directory) if info.problem is None]
     if not usable or usable[-1].manifest is None:
@@ -159,9 +157,7 @@ def _outcome(directory: Path, step: int, status: str, *, trained_now: bool) -> R
     validation = {
         row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
     }
-    return RunOutcome(
-        run_directory=directory, step=step, status=status, validation=validation, trained_now=trained_now
-    )
+    return RunOutcome(run_directory=directory, step=step, status=status, validation=validation, trained_now=trained_now)
 
 
 @contextmanager
@@ -252,7 +248,7 @@ class _Session:
         order = WorkerOrder(config=self._config, tracking=self._tracking, mailbox=self._mailbox)
         try:
             self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
-        except Exception as error:  # raised in the driver's main thread, with the story told
+        except Exception as error:  # noqa: BLE001 - raised in the main thread, with the story told
             self._error = error
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

@@ -147,4 +147,3 @@ def _resolve(path: Path) -> tuple[CheckpointInfo, Path]:
             "run's directory (storage/name), or one of its checkpoints/step-…"
         )
     return find_checkpoint(path), path
-

@@ -85,5 +85,11 @@ class MailboxLogHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Send one record."""
         self._link.post(
-            {"type": "log", "level": record.levelno, "logger": record.name, "rank": self._rank, "text": self.format(record)}
+            {
+                "type": "log",
+                "level": record.levelno,
+                "logger": record.name,
+                "rank": self._rank,
+                "text": self.format(record),
+            }
         )

@@ -12,7 +12,12 @@ from llm.config import OptimizerConfig
 def make_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
     """AdamW in its fused form, which CPUs and GPUs both have; every engine uses the same, so that they compare."""
     return torch.optim.AdamW(
-        groups, lr=config.learning_rate, betas=config.betas, eps=config.eps, fused=True, weight_decay=config.weight_decay
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        fused=True,
+        weight_decay=config.weight_decay,
     )
 
 

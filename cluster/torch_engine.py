@@ -51,7 +51,7 @@ class TorchEngine:
         """Forward and backward; see `Engine.accumulate`."""
         self._model.train()
         sums = self._forward(batch)
-        (sums.loss_sum * scale).backward()
+        (sums.loss_sum * scale).backward()  # type: ignore[no-untyped-call]
         if self._separate_masters:
             for parameter, master in self._pairs:
                 if parameter.grad is None:

@@ -99,7 +99,9 @@ class WandbMirror:
             self._rows.put(None)
             self._thread.join(timeout_seconds)
             if self._thread.is_alive():
-                logger.warning("W&B did not finish within %.0f s; its files are in %s", timeout_seconds, self._directory)
+                logger.warning(
+                    "W&B did not finish within %.0f s; its files are in %s", timeout_seconds, self._directory
+                )
 
     def _work(self) -> None:
         try:

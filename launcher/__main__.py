@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -18,19 +17,8 @@ def main() -> None:
         sys.exit(f"error: {error}")
     from launcher.cli import app
 
-    try:
-        # Help and advice name the command as this person has typed it: the script may not be on their PATH.
-        app(prog_name="python -m launcher" if Path(sys.argv[0]).name == "__main__.py" else "longhaul")
-    finally:
-        _flush()
-
-
-def _flush() -> None:
-    """Flush stdout while a closed pipe can be met calmly: the interpreter would complain of it at its end."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    # Help and advice name the command as this person has typed it: the script may not be on their PATH.
+    app(prog_name="python -m launcher" if Path(sys.argv[0]).name == "__main__.py" else "longhaul")
 
 
 if __name__ == "__main__":

@@ -80,7 +80,5 @@ class ByteProgress:
         if self._last_line is None or done_bytes == total_bytes:
             return True
         then, last_bytes = self._last_line
-        enough_bytes = (
-            total_bytes is not None and done_bytes - last_bytes >= LINE_EVERY_FRACTION * total_bytes
-        )
+        enough_bytes = total_bytes is not None and done_bytes - last_bytes >= LINE_EVERY_FRACTION * total_bytes
         return enough_bytes or self._clock() - then >= LINE_EVERY_SECONDS

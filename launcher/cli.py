@@ -34,11 +34,7 @@ class _Edge(TyperGroup):
 
 def _failures_to_act_on() -> tuple[type[Exception], ...]:
     """The root exception of every package; one that was never imported cannot have been raised."""
-    roots = (
-        getattr(sys.modules[module], name)
-        for module, name in _PACKAGE_ERRORS.items()
-        if module in sys.modules
-    )
+    roots = (getattr(sys.modules[module], name) for module, name in _PACKAGE_ERRORS.items() if module in sys.modules)
     return LauncherError, OSError, *roots
 
 

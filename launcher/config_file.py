@@ -99,9 +99,7 @@ def _read_tree(config: str, overrides: Sequence[str]) -> tuple[str, dict[str, An
     try:
         tree = parse_yaml(text)
     except ConfigError as error:
-        raise ConfigError(
-            f"{source}, {error}" if str(error).startswith("line") else f"{source}: {error}"
-        ) from error
+        raise ConfigError(f"{source}, {error}" if str(error).startswith("line") else f"{source}: {error}") from error
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -126,9 +124,7 @@ def _no_such_recipe(name: str) -> str:
         return f"no recipe is called '{name}'. For the file in this directory, write ./{name}{suffix}"
     close = difflib.get_close_matches(name, recipe_names(), n=1)
     hint = f" Did you mean '{close[0]}'?" if close else ""
-    return (
-        f"no recipe is called '{name}'.{hint} {_recipes_sentence()} A configuration file is named with .yaml."
-    )
+    return f"no recipe is called '{name}'.{hint} {_recipes_sentence()} A configuration file is named with .yaml."
 
 
 def _recipes_sentence() -> str:

@@ -75,9 +75,7 @@ def _remedy(value: Any, annotation: Any) -> str | None:
         return None
     if bool in allowed and value.lower() in _YAML_1_1_BOOLEANS:
         return f"Write {_YAML_1_1_BOOLEANS[value.lower()]}."
-    numeric = (int in allowed and re.fullmatch(r"[-+]?\d+", value)) or (
-        float in allowed and _is_number(value)
-    )
+    numeric = (int in allowed and re.fullmatch(r"[-+]?\d+", value)) or (float in allowed and _is_number(value))
     return "Remove the quotes." if numeric else None
 
 

@@ -13,9 +13,7 @@ from cluster.config import RunConfig
 from launcher.errors import ConfigError
 from launcher.samples import is_sample
 
-_INSIDE_RAY_JOB = (
-    "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager for the entrypoint of a job, and only there
-)
+_INSIDE_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager for the entrypoint of a job, and only there
 _WANDB_SERVER = "https://api.wandb.ai"
 
 

@@ -33,9 +33,7 @@ def apply_overrides(tree: dict[str, Any], overrides: Sequence[str]) -> dict[str,
 def _parse(override: str) -> tuple[str, Any]:
     key, equals, text = override.partition("=")
     if not equals or not _KEY.fullmatch(key):
-        raise ConfigError(
-            f"override '{override}': write it as section.key=value, without spaces around the '='."
-        )
+        raise ConfigError(f"override '{override}': write it as section.key=value, without spaces around the '='.")
     try:
         return key, parse_yaml(text)
     except ConfigError as error:
@@ -68,12 +66,9 @@ def _slot(target: Any, key: str, path: str, override: str) -> str | int:
     if not isinstance(target, list):
         raise ConfigError(f"override '{override}': '{path}' is {target!r} and has no part '{key}'.")
     if not key.isdigit():
-        raise ConfigError(
-            f"override '{override}': '{path}' is a list, so the next part is a position, as in {path}.0."
-        )
+        raise ConfigError(f"override '{override}': '{path}' is a list, so the next part is a position, as in {path}.0.")
     if int(key) >= len(target):
         raise ConfigError(
-            f"override '{override}': '{path}' has {len(target)} elements, counted from 0, so there is no "
-            f"{path}.{key}."
+            f"override '{override}': '{path}' has {len(target)} elements, counted from 0, so there is no {path}.{key}."
         )
     return int(key)

@@ -53,6 +53,7 @@ class TrainingProgress:
         self._interactive = is_interactive(console) if interactive is None else interactive
         self._clock = clock
         self._phase = ""
+        self._spinner = Spinner("dots")  # one per phase: each turns from the moment at which it is first drawn
         self._train: Mapping[str, Any] | None = None
         self._validation: dict[str, float | None] = {}
         self._pace: deque[tuple[float, int]] = deque()
@@ -100,6 +101,8 @@ class TrainingProgress:
     def _on_phase(self, text: str) -> None:
         if text != self._phase and not self._interactive:
             self._print(Text(text))
+        if text != self._phase:
+            self._spinner = Spinner("dots", Text(text))
         self._phase = text
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
@@ -142,7 +145,7 @@ class TrainingProgress:
     def _render(self) -> RenderableType:
         parts: list[RenderableType] = []
         if self._phase:
-            parts.append(Spinner("dots", Text(self._phase)))
+            parts.append(self._spinner)
         if self._train is not None:
             bar = ProgressBar(total=self._train["max_steps"], completed=self._train["step"])
             row = Table.grid(padding=(0, 1), expand=True)

@@ -8,13 +8,12 @@ from typing import Any
 
 from rich.text import Text
 
-from launcher.report.events import describe, title, tone
+from launcher.report.events import title, tone
 from launcher.report.record import Event
 from launcher.report.units import MISSING, plural, significant
 
 _STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 _OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
-_SAID_IN_FULL = ("checkpoint_rejected", "rolled_back", "samples_skipped", "preempted")
 
 
 def position(message: Mapping[str, Any], seconds_left: float | None) -> str:
@@ -75,17 +74,18 @@ def _sentence(event: Event) -> str:
     reason = event.details.get("reason") or event.details.get("error")
     first_line = str(reason).strip().splitlines()[0] if reason else ""
     if event.name == "worker_lost":
-        return "a worker was lost, recovering from the last checkpoint" + (
-            f" ({first_line})" if first_line else ""
-        )
+        return "a worker was lost, recovering from the last checkpoint" + (f" ({first_line})" if first_line else "")
     if event.name in ("started", "resumed"):
         begin = "started" if event.name == "started" else "continuing from the checkpoint of this step"
         return ", ".join([begin, *_layout(event.details.get("layout"))])
     if event.name == "checkpoint_saved":
         return "checkpoint saved"
-    if event.name in _SAID_IN_FULL:
-        return ": ".join(filter(None, [title(event), describe(event)]))
-    return ": ".join(filter(None, [title(event), first_line]))
+    return ": ".join(filter(None, [title(event), first_line or _plain_details(event)]))
+
+
+def _plain_details(event: Event) -> str:
+    plain = {key: value for key, value in event.details.items() if isinstance(value, int | float | str)}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 
 
 def _layout(layout: Any) -> list[str]:

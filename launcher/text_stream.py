@@ -25,6 +25,4 @@ def continue_text(loaded: LoadedModel, prompt: str, sampling: SamplingConfig) ->
 
     tokenizer = loaded.tokenizer
     prompt_tokens = [tokenizer.bos_id, *tokenizer.encode(prompt).tolist()]
-    return tokenizer.decode_stream(
-        generate(loaded.model, prompt_tokens, sampling, stop_token=tokenizer.eos_id)
-    )
+    return tokenizer.decode_stream(generate(loaded.model, prompt_tokens, sampling, stop_token=tokenizer.eos_id))

@@ -32,9 +32,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             line = key_node.start_mark.line + 1
             if not isinstance(key_node, yaml.ScalarNode) or key_node.tag != "tag:yaml.org,2002:str":
-                raise ConfigError(
-                    f"line {line}: a key must be plain text. Put it in quotes if it looks like a number."
-                )
+                raise ConfigError(f"line {line}: a key must be plain text. Put it in quotes if it looks like a number.")
             if key_node.value in first_lines:
                 raise ConfigError(
                     f"line {line}: the key '{key_node.value}' stands on line {first_lines[key_node.value]} "
@@ -115,6 +113,4 @@ def _require_plain(value: Any, path: str, ancestors: tuple[int, ...]) -> None:
         for index, item in enumerate(value):
             _require_plain(item, f"{path}.{index}" if path else str(index), (*ancestors, id(value)))
     elif value is not None and not isinstance(value, bool | int | float | str):
-        raise ConfigError(
-            f"{where} is a YAML {type(value).__name__}, which no setting takes. Write it in quotes."
-        )
+        raise ConfigError(f"{where} is a YAML {type(value).__name__}, which no setting takes. Write it in quotes.")

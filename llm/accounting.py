@@ -129,9 +129,7 @@ def peak_flops(device_name: str) -> float | None:
     return next((flops for part, flops in PEAK_BF16_FLOPS if part in device_name), None)
 
 
-def model_flops_utilization(
-    tokens_per_second: float, flops_per_token: float, peak_flops: float | None
-) -> float | None:
+def model_flops_utilization(tokens_per_second: float, flops_per_token: float, peak_flops: float | None) -> float | None:
     """MFU = tokens/s * FLOP/token / peak FLOP/s, a fraction (PaLM, appendix B, arXiv:2204.02311).
 
     Args:

@@ -42,9 +42,7 @@ class ResolvedAttention(NamedTuple):
     reason: str
 
 
-def causal_mask(
-    query_length: int, key_length: int, dtype: torch.dtype, device: torch.device
-) -> AttentionMask:
+def causal_mask(query_length: int, key_length: int, dtype: torch.dtype, device: torch.device) -> AttentionMask:
     """Mask of queries that are the last `query_length` of `key_length` positions; the rest sits in a cache.
 
     Args:
@@ -122,9 +120,7 @@ def resolve_attention(name: str) -> ResolvedAttention:
         AttentionBackendError: No backend has that name.
     """
     if name == "auto":
-        return ResolvedAttention(
-            "sdpa", "auto: torch's fused kernels run on every device and need no extra package"
-        )
+        return ResolvedAttention("sdpa", "auto: torch's fused kernels run on every device and need no extra package")
     attention_backend(name)
     return ResolvedAttention(name, "asked for by name")
 
@@ -142,9 +138,7 @@ def attention_backend(name: str) -> Attend:
         )
     if name not in BACKENDS:
         known = ", ".join(["auto", *sorted(BACKENDS)])
-        raise AttentionBackendError(
-            f"model.attention is {name!r}, and no backend has that name. Use one of: {known}."
-        )
+        raise AttentionBackendError(f"model.attention is {name!r}, and no backend has that name. Use one of: {known}.")
     return BACKENDS[name]
 
 

@@ -1,4 +1,4 @@
-"""What a user may say about the model, its optimizer and its schedule. Imports no torch: `plan` and `--help` need it."""
+"""What a user may say about the model, its optimizer and its schedule. Imports no torch, so that `--help` is quick."""
 
 from __future__ import annotations
 

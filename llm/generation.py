@@ -37,22 +37,17 @@ class SamplingConfig:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise GenerationError(
-                f"max_new_tokens is {self.max_new_tokens}: there is nothing to do. Use at least 1."
-            )
+            raise GenerationError(f"max_new_tokens is {self.max_new_tokens}: there is nothing to do. Use at least 1.")
         if not 0 <= self.temperature < float("inf"):
             raise GenerationError(
                 f"temperature is {self.temperature}: logits cannot be divided by it. "
                 "Use a finite number of at least 0; 0 means the likeliest token."
             )
         if self.top_k is not None and self.top_k < 1:
-            raise GenerationError(
-                f"top_k is {self.top_k}: no token would be left. Use at least 1, or null for all."
-            )
+            raise GenerationError(f"top_k is {self.top_k}: no token would be left. Use at least 1, or null for all.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise GenerationError(
-                f"top_p is {self.top_p}: it is a sum of probabilities, above 0 and at most 1. "
-                "Use null for all tokens."
+                f"top_p is {self.top_p}: it is a sum of probabilities, above 0 and at most 1. Use null for all tokens."
             )
 
 
@@ -76,8 +71,7 @@ def generate(
     vocab_size = vocabulary_size(model.config)
     if not prompt_tokens:
         raise GenerationError(
-            "the prompt has no tokens: the model needs one to predict the next. "
-            "Begin with the tokenizer's BOS token."
+            "the prompt has no tokens: the model needs one to predict the next. Begin with the tokenizer's BOS token."
         )
     for position, token in enumerate(prompt_tokens):
         if not 0 <= token < vocab_size:

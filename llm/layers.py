@@ -104,9 +104,7 @@ class Attention(nn.Module):
         self.q_norm = RMSNorm(K, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(K, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(
-        self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D). With a cache, the new keys and values are added to it."""
         heads = (-1, self.head_size)
         q_BTHK: Tensor = self.q_proj(x_BTD).unflatten(-1, heads)
@@ -147,9 +145,7 @@ class Block(nn.Module):
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = FeedForward(config)
 
-    def forward(
-        self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D)."""
         x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, cache)
         output_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))

@@ -32,7 +32,5 @@ def cross_entropy_sums(logits_BTV: Tensor, targets_BT: Tensor, loss_weights_BT: 
     """
     weights_N = loss_weights_BT.flatten().float()
     targets_N = targets_BT.flatten().masked_fill(weights_N == 0, _IGNORED)
-    losses_N = F.cross_entropy(
-        logits_BTV.flatten(0, 1).float(), targets_N, reduction="none", ignore_index=_IGNORED
-    )
+    losses_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_N, reduction="none", ignore_index=_IGNORED)
     return LossSums(loss_sum=(losses_N * weights_N).sum(), weight_sum=weights_N.sum())

@@ -52,9 +52,7 @@ class KneserNeyBigram:
         """
         keys = _pair_keys(contexts, targets, vocab_size)
         if not keys.size:
-            raise BaselineError(
-                "the bigram baseline got no pairs to count: it needs one. Check the dataset's split."
-            )
+            raise BaselineError("the bigram baseline got no pairs to count: it needs one. Check the dataset's split.")
         pairs, counts = np.unique(keys, return_counts=True)
         pair_contexts, pair_targets = np.divmod(pairs, vocab_size)
 

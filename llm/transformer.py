@@ -95,9 +95,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.model = Decoder(config, attention_backend(attention))
-        self.lm_head = (
-            None if config.tie_word_embeddings else OutputHead(config.hidden_size, vocabulary_size(config))
-        )
+        self.lm_head = None if config.tie_word_embeddings else OutputHead(config.hidden_size, vocabulary_size(config))
 
     def forward(
         self,
@@ -126,9 +124,7 @@ class Transformer(nn.Module):
             ModelInputError: Arguments that do not go together.
         """
         if targets_BT is None and loss_weights_BT is not None:
-            raise ModelInputError(
-                "the model got loss_weights without targets: there is no loss to weigh. Pass both."
-            )
+            raise ModelInputError("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
         hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache)
         if self.lm_head is None:
             return _project(hidden_BTD, self.model.embed_tokens.weight, targets_BT, loss_weights_BT)

@@ -125,8 +125,7 @@ def _published_attempt(directory: Path) -> str | None:
     try:
         return attempt_name(Manifest.read(directory / MANIFEST_NAME).attempt)
     except CheckpointError:
-        newest = max((child.name for child in directory.glob("attempt-*")), default=None)
-        return newest
+        return max((child.name for child in directory.glob("attempt-*")), default=None)
 
 
 def _inspect(step: int, directory: Path) -> CheckpointInfo:

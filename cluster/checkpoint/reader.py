@@ -14,7 +14,7 @@ from cluster.errors import CheckpointError
 
 
 class CheckpointReader:
-    """A `StateSource` over a checkpoint's files: takes from each just the ranges that overlap the fragment asked for."""
+    """A `StateSource` over a checkpoint's files: takes from each just the ranges that overlap a fragment."""
 
     def __init__(self, directory: Path, manifest: Manifest) -> None:
         self._directory = directory
@@ -82,7 +82,7 @@ class CheckpointReader:
         try:
             if piece.file not in self._open:
                 self._open[piece.file] = safe_open(path, framework="pt", device="cpu")
-            values: torch.Tensor = self._open[piece.file].get_slice(key)[start:stop]
+            values: torch.Tensor = self._open[piece.file].get_slice(key)[start:stop]  # type: ignore[no-untyped-call]
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"checkpoint file {path} cannot be read at {key}: {error}") from error
         return values

@@ -218,4 +218,3 @@ class CheckpointWriter:
         usable = {info.step: info for info in infos if info.problem is None}
         for step in catalog.steps_to_delete(list(usable), self._keep_last):
             catalog.delete(usable[step].directory)
-

@@ -9,9 +9,7 @@ import typer
 
 Config = Annotated[
     str,
-    typer.Argument(
-        metavar="CONFIG", help="Path of a YAML file, or the name of a shipped recipe.", show_default=False
-    ),
+    typer.Argument(metavar="CONFIG", help="Path of a YAML file, or the name of a shipped recipe.", show_default=False),
 ]
 Overrides = Annotated[
     list[str] | None,
@@ -21,9 +19,7 @@ Overrides = Annotated[
         show_default=False,
     ),
 ]
-Dataset = Annotated[
-    str, typer.Argument(metavar="DATASET", help="Directory of a built dataset.", show_default=False)
-]
+Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Directory of a built dataset.", show_default=False)]
 Run = Annotated[
     str, typer.Argument(metavar="RUN", help="Directory of a run, that is storage/name.", show_default=False)
 ]

@@ -48,9 +48,7 @@ def build(
     overrides: Overrides = None,
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh", help="Replace a dataset in the output that was built otherwise or is damaged."
-        ),
+        typer.Option("--fresh", help="Replace a dataset in the output that was built otherwise or is damaged."),
     ] = False,
 ) -> None:
     """Read, clean and tokenize corpora into a dataset: Arrow shards with a manifest.
@@ -71,9 +69,7 @@ def build(
         with ByteProgress(messages(), "reading") as progress:
             manifest = build_dataset(build_config, fresh=fresh, progress=progress.on_build)
     except KeyboardInterrupt as error:
-        raise InterruptError(
-            "stopped. Nothing half-built can be found; the same command builds it."
-        ) from error
+        raise InterruptError("stopped. Nothing half-built can be found; the same command builds it.") from error
     out = results()
     out.print(ledger_table(manifest.ledger))
     out.print(split_table(manifest))

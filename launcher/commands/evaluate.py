@@ -28,9 +28,7 @@ def evaluate(
     ] = None,
     dataset: Annotated[
         Path | None,
-        typer.Option(
-            metavar="DATASET", help="Score the validation split of this dataset instead of the run's own."
-        ),
+        typer.Option(metavar="DATASET", help="Score the validation split of this dataset instead of the run's own."),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

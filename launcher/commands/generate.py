@@ -23,9 +23,7 @@ def register(app: typer.Typer) -> None:
 def generate(
     run_or_checkpoint: RunOrCheckpoint,
     prompt: Annotated[str, typer.Option(help="Text that the model continues.", show_default=False)],
-    max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Tokens after which the text ends at the latest.")
-    ] = 100,
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which the text ends at the latest.")] = 100,
     temperature: Annotated[
         float,
         typer.Option(min=0.0, help="Divides the logits: lower is safer, 0 always takes the likeliest token."),
@@ -42,9 +40,7 @@ def generate(
             show_default="all",
         ),
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Key of the random draws; the same seed gives the same text.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Key of the random draws; the same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a prompt with a trained model, printing the text as it comes."""
     from llm.generation import SamplingConfig

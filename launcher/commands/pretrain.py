@@ -43,19 +43,13 @@ def pretrain(
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:
             result = train(run_config, fresh=fresh, listener=progress)
     except KeyboardInterrupt as error:
-        raise InterruptError(
-            "stopped. The same command continues the run from its last checkpoint."
-        ) from error
+        raise InterruptError("stopped. The same command continues the run from its last checkpoint.") from error
     out = results()
     if not result.trained_now:
-        out.print(
-            f"the run had finished before, at step {result.step:,}; raise train.max_steps or give --fresh"
-        )
+        out.print(f"the run had finished before, at step {result.step:,}; raise train.max_steps or give --fresh")
     for name, perplexity in result.validation.items():
         out.print(f"validation perplexity {perplexity:.2f}  ({name})")
     out.print(f"run     {result.run_directory}")
     out.print(f"report  {result.report}")
     if result.status == "stopped":
-        raise InterruptError(
-            f"stopped after step {result.step:,}. The same command continues the run from there."
-        )
+        raise InterruptError(f"stopped after step {result.step:,}. The same command continues the run from there.")

@@ -66,10 +66,7 @@ def _parameter_name(parameter: Any) -> str:
 
 
 def test_verbs_and_options_are_as_frozen() -> None:
-    found = {
-        path: [_parameter_name(parameter) for parameter in command.params]
-        for path, command in COMMANDS.items()
-    }
+    found = {path: [_parameter_name(parameter) for parameter in command.params] for path, command in COMMANDS.items()}
     assert found == SURFACE
 
 
@@ -85,13 +82,9 @@ def test_help_explains_everything_with_a_sentence_and_verbs_with_examples(path: 
     assert all(option in result.stdout for option in SURFACE[path] if option.startswith("--"))
 
 
-@pytest.mark.parametrize(
-    "path", [path for path, command in COMMANDS.items() if not hasattr(command, "commands")]
-)
+@pytest.mark.parametrize("path", [path for path, command in COMMANDS.items() if not hasattr(command, "commands")])
 def test_examples_in_help_parse(path: str) -> None:
-    examples = [
-        line for line in COMMANDS[path].epilog.splitlines() if line.lstrip().startswith("[bold]longhaul")
-    ]
+    examples = [line for line in COMMANDS[path].epilog.splitlines() if line.lstrip().startswith("[bold]longhaul")]
     assert examples
     for line in examples:
         words = shlex.split(line.strip().removeprefix("[bold]").removesuffix("[/bold]").split(" > ")[0])
@@ -106,9 +99,7 @@ def test_help_is_quick() -> None:
 
 def _seconds_of_help() -> float:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
-        [sys.executable, "-m", "launcher", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL
-    )
+    subprocess.run([sys.executable, "-m", "launcher", "--help"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
@@ -122,9 +113,7 @@ def test_help_imports_nothing_heavy(path: str) -> None:
         "except SystemExit as end: assert end.code == 0\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)\n"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     # below the top level typer itself imports pydantic, to convert arguments
     heavy = HEAVY if path else HEAVY | {"pydantic"}
     assert not heavy & set(result.stderr.split())

@@ -24,9 +24,7 @@ def commands_in(markdown: str) -> list[str]:
         lines = [line.strip() for line in joined.splitlines()]
         if language == "console":
             lines = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        commands += [
-            re.sub(r"\s+", " ", line.split("  #")[0]).strip() for line in lines if line[:1] not in ("", "#")
-        ]
+        commands += [re.sub(r"\s+", " ", line.split("  #")[0]).strip() for line in lines if line[:1] not in ("", "#")]
     return commands
 
 

@@ -25,7 +25,7 @@ from data_pipeline.publish import seal
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
 
 
-class Killed(Exception):
+class Killed(Exception):  # noqa: N818 - not an error
     """Stands for SIGKILL: leaves the attempt where it is."""
 
 

@@ -1,4 +1,4 @@
-"""The Resume law on the real command: Ray Train workers and drivers killed with SIGKILL, records compared bit for bit."""
+"""The Resume law on the real command: workers and drivers killed with SIGKILL, records compared bit for bit."""
 
 from __future__ import annotations
 

@@ -110,9 +110,7 @@ def test_checkpoint_verbs_refuse_what_is_no_run(verb: list[str], runner: CliRunn
     absent = str(tmp_path / "absent")
     result = runner.invoke(app, [*verb, absent])
     assert result.exit_code == 1
-    assert (
-        result.stderr == f"error: {absent}: no such run. Name the directory of a run, that is storage/name.\n"
-    )
+    assert result.stderr == f"error: {absent}: no such run. Name the directory of a run, that is storage/name.\n"
     result = runner.invoke(app, [*verb, str(tmp_path)])
     assert (result.exit_code, result.stderr) == (1, f"error: {tmp_path}: the run has no checkpoint yet.\n")
 

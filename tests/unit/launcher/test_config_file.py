@@ -44,9 +44,7 @@ def _refusal(load: Callable[[], Any]) -> str:
 
 def test_load_run_config_reads_numbers_lists_and_overrides(config_path: Callable[[str], str]) -> None:
     path = config_path(RUN + "optimizer: {learning_rate: 3e-4, betas: [0.8, 0.9]}\n")
-    config = load_run_config(
-        path, ["train.max_steps=70", "data.dataset=[{path: a}, {path: b}]", "wandb.mode=offline"]
-    )
+    config = load_run_config(path, ["train.max_steps=70", "data.dataset=[{path: a}, {path: b}]", "wandb.mode=offline"])
     assert config.optimizer.learning_rate == 3e-4
     assert config.optimizer.betas == (0.8, 0.9)
     assert config.train.max_steps == 70
@@ -55,9 +53,7 @@ def test_load_run_config_reads_numbers_lists_and_overrides(config_path: Callable
 
 
 @pytest.mark.parametrize("name", recipe_names())
-def test_resolved_yaml_loads_back_to_an_equal_run_config(
-    name: str, config_path: Callable[[str], str]
-) -> None:
+def test_resolved_yaml_loads_back_to_an_equal_run_config(name: str, config_path: Callable[[str], str]) -> None:
     config = load_run_config(name, ["optimizer.learning_rate=1e-5", "wandb.group='1e3'", "wandb.project=on"])
     assert load_run_config(config_path(resolved_yaml(config))) == config
 
@@ -85,8 +81,7 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
         ("optimiser.name=adamw", "unknown key 'optimiser'; did you mean 'optimizer'?"),
         (
             "train.every_steps=1",
-            "unknown key 'train.every_steps'; "
-            "did you mean 'checkpoint.every_steps' or 'evaluation.every_steps'?",
+            "unknown key 'train.every_steps'; did you mean 'checkpoint.every_steps' or 'evaluation.every_steps'?",
         ),
         ("checkpoint.qqq=1", "unknown key 'checkpoint.qqq'; the keys there are every_steps, keep_last"),
         (
@@ -133,8 +128,7 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
         ),
         (
             "optimizer.betas=[0.9, 0.9, 0.9]",
-            "optimizer.betas is [0.9, 0.9, 0.9], and must be a list of 2 numbers. "
-            "(Decay rates of the two moments.)",
+            "optimizer.betas is [0.9, 0.9, 0.9], and must be a list of 2 numbers. (Decay rates of the two moments.)",
         ),
         (
             "checkpoint=null",
@@ -226,16 +220,12 @@ def test_load_run_config_says_where_the_yaml_is_wrong(
         ("./", "./: cannot be read: Is a directory."),
     ],
 )
-def test_load_run_config_says_what_can_be_named(
-    name: str, message: str, config_path: Callable[[str], str]
-) -> None:
+def test_load_run_config_says_what_can_be_named(name: str, message: str, config_path: Callable[[str], str]) -> None:
     config_path(RUN)
     assert _refusal(lambda: load_run_config(name)) == message
 
 
-def test_load_run_config_refuses_bytes_that_are_not_utf8(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_run_config_refuses_bytes_that_are_not_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("c.yaml").write_bytes(b"name: \xff\n")
     assert _refusal(lambda: load_run_config("c.yaml")) == "c.yaml: not UTF-8 text (byte 6). Save it as UTF-8."

@@ -14,9 +14,7 @@ from launcher.errors import ConfigError
 JOB = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
 
 
-@pytest.mark.parametrize(
-    ("value", "address"), [({}, None), ({"RAY_ADDRESS": ""}, None), ({"RAY_ADDRESS": "a"}, "a")]
-)
+@pytest.mark.parametrize(("value", "address"), [({}, None), ({"RAY_ADDRESS": ""}, None), ({"RAY_ADDRESS": "a"}, "a")])
 def test_ray_address_is_none_when_unset_or_empty(value: dict[str, str], address: str | None) -> None:
     assert ray_address(value) == address
 

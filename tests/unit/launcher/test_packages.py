@@ -35,14 +35,7 @@ def test_command_line_refuses_to_start_when_another_llm_is_in_front(tmp_path: Pa
     (tmp_path / "llm").mkdir()
     (tmp_path / "llm" / "__init__.py").write_text("raise SystemExit('imported')")
     root = Path(__file__).parents[3]
-    code = (
-        f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]; "
-        "from launcher.__main__ import main; main()"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=tmp_path
-    )
+    code = f"import sys; sys.path[:0] = [{str(tmp_path)!r}, {str(root)!r}]; from launcher.__main__ import main; main()"
+    result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 1
-    assert result.stderr.startswith(
-        f"error: the package 'llm' comes from {tmp_path}, but 'launcher' from {root}"
-    )
+    assert result.stderr.startswith(f"error: the package 'llm' comes from {tmp_path}, but 'launcher' from {root}")

@@ -54,23 +54,21 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         progress({"type": "event", "event": "resumed", "step": 40, "layout": layout})
         progress({"type": "eval", "step": 50, "name": "austen", "eval/loss": 4.25, "eval/perplexity": 70.105})
         progress({"type": "event", "event": "checkpoint_saved", "step": 50, "seconds": 0.1})
-        progress(
-            {"type": "event", "event": "worker_lost", "step": 50, "reason": "rank 1 was killed\ntraceback"}
-        )
+        progress({"type": "event", "event": "worker_lost", "step": 50, "reason": "rank 1 was killed\ntraceback"})
         progress({"type": "event", "event": "checkpoint_rejected", "step": 50, "reason": "a file is damaged"})
+        progress({"type": "event", "event": "samples_skipped", "step": 50, "first": 7, "last": 9})
     assert _lines(console) == [
         "starting Ray",
         "step 40: continuing from the checkpoint of this step, 2 workers, ZeRO 3, fp32, cpu, sdpa",
         "step 50: validation perplexity 70.11 (loss 4.2500, austen)",
         "step 50: checkpoint saved",
         "step 50: a worker was lost, recovering from the last checkpoint (rank 1 was killed)",
-        "step 50: checkpoint rejected: reason a file is damaged",
+        "step 50: checkpoint rejected: a file is damaged",
+        "step 50: samples skipped: first 7, last 9",
     ]
 
 
-def test_plain_view_prints_steps_every_tenth_of_the_way_or_ten_seconds(
-    console: Console, clock: Clock
-) -> None:
+def test_plain_view_prints_steps_every_tenth_of_the_way_or_ten_seconds(console: Console, clock: Clock) -> None:
     with TrainingProgress(console, interactive=False, clock=clock) as progress:
         for step in range(1, 101):
             clock.seconds += 0.5

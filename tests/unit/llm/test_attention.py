@@ -43,9 +43,7 @@ def make_mask(kind: str, T: int, dtype: torch.dtype) -> AttentionMask:
 @pytest.mark.parametrize("kind", ["causal", "documents"])
 @pytest.mark.parametrize(("H", "G"), [(4, 4), (4, 2), (6, 1)])
 @pytest.mark.parametrize("T", [1, 7, 33])
-def test_sdpa_equals_eager_with_gradients_when_masked(
-    T: int, H: int, G: int, kind: str, dtype: torch.dtype
-) -> None:
+def test_sdpa_equals_eager_with_gradients_when_masked(T: int, H: int, G: int, kind: str, dtype: torch.dtype) -> None:
     mask = make_mask(kind, T, dtype)
     heads = random_heads(T, T, H, G, dtype)
     upstream_BTHK = torch.randn(2, T, H, 8, generator=torch.Generator().manual_seed(5)).to(dtype)
@@ -104,9 +102,7 @@ def test_keys_are_not_copied_out_when_grouped() -> None:
     [
         (
             "auto",
-            ResolvedAttention(
-                "sdpa", "auto: torch's fused kernels run on every device and need no extra package"
-            ),
+            ResolvedAttention("sdpa", "auto: torch's fused kernels run on every device and need no extra package"),
         ),
         ("eager", ResolvedAttention("eager", "asked for by name")),
         ("sdpa", ResolvedAttention("sdpa", "asked for by name")),

@@ -169,8 +169,7 @@ def test_prompt_is_refused_at_once_when_empty() -> None:
     with pytest.raises(GenerationError) as error:
         generate(make_model(), [], SamplingConfig())
     assert str(error.value) == (
-        "the prompt has no tokens: the model needs one to predict the next. "
-        "Begin with the tokenizer's BOS token."
+        "the prompt has no tokens: the model needs one to predict the next. Begin with the tokenizer's BOS token."
     )
 
 

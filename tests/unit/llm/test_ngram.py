@@ -126,9 +126,7 @@ def test_counting_and_scoring_are_quick_when_there_are_a_million_pairs() -> None
         ),
     ],
 )
-def test_pairs_are_refused_when_they_cannot_be_counted(
-    contexts: list[int], targets: list[int], message: str
-) -> None:
+def test_pairs_are_refused_when_they_cannot_be_counted(contexts: list[int], targets: list[int], message: str) -> None:
     with pytest.raises(BaselineError) as error:
         KneserNeyBigram.fit(np.array(contexts, dtype=np.int64), np.array(targets, dtype=np.int64), 5)
     assert str(error.value) == message

@@ -49,9 +49,7 @@ CONSTANT = ScheduleConfig(name="constant", warmup_steps=10)
         (CONSTANT, 1000, 2.0),
     ],
 )
-def test_rate_follows_the_table_when_run_has_100_steps(
-    schedule: ScheduleConfig, step: int, expected: float
-) -> None:
+def test_rate_follows_the_table_when_run_has_100_steps(schedule: ScheduleConfig, step: int, expected: float) -> None:
     assert learning_rate(step, schedule, PEAK, 100) == pytest.approx(expected, rel=TOLERANCE, abs=TOLERANCE)
 
 

@@ -95,9 +95,7 @@ def assert_equal_to_twin(model: Transformer, twin: Any) -> None:
 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS.keys())
-def test_model_equals_hugging_face_llama_when_weights_are_shared(
-    changes: dict[str, Any], attention: str
-) -> None:
+def test_model_equals_hugging_face_llama_when_weights_are_shared(changes: dict[str, Any], attention: str) -> None:
     model = make_model(attention, **changes)
     assert_equal_to_twin(model, hugging_face_twin(model))
 
@@ -219,9 +217,7 @@ def test_weights_are_refused_when_there_are_no_targets() -> None:
     tokens, _, weights = make_batch()
     with pytest.raises(ModelInputError) as error:
         make_model()(tokens, loss_weights_BT=weights)
-    assert str(error.value) == (
-        "the model got loss_weights without targets: there is no loss to weigh. Pass both."
-    )
+    assert str(error.value) == ("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
 
 
 def test_documents_are_refused_when_there_is_a_cache() -> None:

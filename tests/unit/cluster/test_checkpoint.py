@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cluster.checkpoint import (
+    CheckpointReader,
+    CheckpointWriter,
+    clean_leftovers,
+    find_checkpoint,
+    list_checkpoints,
+    reject,
+    steps_to_delete,
+    verify,
+    writer,
+)
+from cluster.engine import MASTER, Fragment, FragmentState
+from cluster.errors import CheckpointError, RunNotFoundError, StorageError
+
+SHAPE = (7, 5)
+WHOLE = torch.arange(35, dtype=torch.float32)
+
+
+def states(offset: int, length: int, shift: float = 0.0) -> list[FragmentState]:
+    """One rank's part of one parameter."""
+    values = WHOLE[offset : offset + length] + shift
+    fragment = Fragment("weight", "decay", SHAPE, offset, length)
+    return [FragmentState(fragment, {MASTER: values, "exp_avg": values * 2}, {"step": 3.0})]
+
+
+def save(
+    directory: Path, step: int, *, cuts: tuple[int, ...] = (0, 12, 35), keep_last: int = 3, **options: Any
+) -> None:
+    """Save as several ranks would."""
+    world = len(cuts) - 1
+    writers = [
+        CheckpointWriter(directory, attempt=1, rank=rank, world_size=world, keep_last=keep_last, **options)
+        for rank in range(world)
+    ]
+    for rank, part in enumerate(writers):
+        part.save(step, states(cuts[rank], cuts[rank + 1] - cuts[rank]), {"seed": 1})
+    for part in writers:
+        part.next_loss(2.5)
+    for part in reversed(writers):
+        part.wait()
+
+
+@given(
+    cuts=st.lists(st.integers(1, 34), min_size=0, max_size=4, unique=True),
+    offset=st.integers(0, 34),
+    length=st.integers(1, 35),
+)
+def test_reader_gives_any_fragment_when_written_by_any_number_of_ranks(
+    tmp_path_factory: pytest.TempPathFactory, cuts: list[int], offset: int, length: int
+) -> None:
+    directory = tmp_path_factory.mktemp("run")
+    save(directory, 1, cuts=(0, *sorted(cuts), 35))
+    info = find_checkpoint(directory)
+    assert info.manifest is not None
+    reader = CheckpointReader(info.directory, info.manifest)
+    fragment = Fragment("weight", "decay", SHAPE, offset, min(length, 35 - offset))
+    expected = WHOLE[offset : offset + fragment.length]
+    assert torch.equal(reader.read(fragment, MASTER), expected)
+    assert torch.equal(reader.read(fragment, "exp_avg"), expected * 2)
+    assert reader.scalars("weight") == {"step": 3.0}
+    assert reader.tensor_names() == ("exp_avg",)
+
+
+def test_reader_refuses_a_parameter_when_its_shape_differs(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    info = find_checkpoint(tmp_path)
+    assert info.manifest is not None
+    with pytest.raises(CheckpointError, match=r"with shape \[7, 5\], and the model has \[5, 7\]"):
+        CheckpointReader(info.directory, info.manifest).read(Fragment("weight", "decay", (5, 7), 0, 35), MASTER)
+
+
+def test_checkpoint_is_not_found_when_a_rank_did_not_hand_in_its_part(tmp_path: Path) -> None:
+    part = CheckpointWriter(tmp_path, attempt=1, rank=0, world_size=2, keep_last=3, other_ranks_timeout_seconds=0.1)
+    part.save(1, states(0, 12), {})
+    part.next_loss(1.0)
+    with pytest.raises(CheckpointError, match="rank 1 did not hand in its part"):
+        part.wait()
+    assert list_checkpoints(tmp_path) == []
+    with pytest.raises(RunNotFoundError, match="has no usable checkpoint"):
+        find_checkpoint(tmp_path)
+
+
+def test_verify_refuses_every_random_corruption(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    info = find_checkpoint(tmp_path)
+    files = [path for path in info.directory.rglob("*") if path.is_file() and path.suffix != ".json"]
+    files.append(info.directory / "MANIFEST.json")
+    draw = random.Random(0)
+    for _ in range(200):
+        path = draw.choice(files)
+        whole = path.read_bytes()
+        damaged = bytearray(whole)
+        if draw.random() < 0.3:
+            damaged = damaged[: draw.randrange(len(whole))]
+        else:
+            damaged[draw.randrange(len(whole))] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        (found,) = list_checkpoints(tmp_path)
+        with pytest.raises(CheckpointError):
+            verify(found)
+        path.write_bytes(whole)
+    verify(list_checkpoints(tmp_path)[0])
+
+
+def test_storage_error_names_the_remedy_and_leaves_nothing_when_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 1)
+
+    def full(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(writer, "save_file", full)
+    part = CheckpointWriter(tmp_path, attempt=1, rank=0, world_size=1, keep_last=3)
+    part.save(2, states(0, 35), {})
+    with pytest.raises(StorageError, match=r"the storage is full\. Earlier checkpoints are whole\. Make room"):
+        part.wait()
+    assert not list((tmp_path / "checkpoints" / "step-00000002").glob("attempt-*"))
+    assert find_checkpoint(tmp_path).step == 1
+
+
+def test_old_checkpoints_are_deleted_when_more_than_kept(tmp_path: Path) -> None:
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, keep_last=2)
+    assert [info.step for info in list_checkpoints(tmp_path)] == [3, 4]
+
+
+@given(steps=st.lists(st.integers(0, 1000), unique=True), keep=st.integers(1, 5))
+def test_retention_keeps_the_newest(steps: list[int], keep: int) -> None:
+    deleted = steps_to_delete(steps, keep)
+    kept = set(steps) - set(deleted)
+    assert kept == set(sorted(steps)[-keep:])
+
+
+def test_rejected_checkpoint_is_passed_over_with_its_reason(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    reject(list_checkpoints(tmp_path)[-1], "it gave another loss")
+    assert find_checkpoint(tmp_path).step == 1
+    assert list_checkpoints(tmp_path)[-1].problem == (
+        f"checkpoint {tmp_path / 'checkpoints' / 'step-00000002'} was rejected: it gave another loss"
+    )
+
+
+def test_rejection_is_forgotten_when_the_step_is_saved_again(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    reject(list_checkpoints(tmp_path)[-1], "it gave another loss")
+    save(tmp_path, 1)
+    assert find_checkpoint(tmp_path).step == 1
+
+
+def test_leftovers_are_removed_and_published_files_kept_when_cleaning(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    for torn in ("step-00000001/attempt-00002", "step-00000009/attempt-00001"):
+        (tmp_path / "checkpoints" / torn).mkdir(parents=True)
+    removed = clean_leftovers(tmp_path, attempt=3)
+    assert len(removed) == 2
+    assert not (tmp_path / "checkpoints" / "step-00000009").exists()
+    verify(find_checkpoint(tmp_path))
+
+
+def test_metrics_are_made_durable_before_the_manifest_is_published(tmp_path: Path) -> None:
+    seen = []
+    save(tmp_path, 1, cuts=(0, 35), before_publish=lambda: seen.append(list_checkpoints(tmp_path)))
+    assert seen == [[]]
+    assert len(list_checkpoints(tmp_path)) == 1

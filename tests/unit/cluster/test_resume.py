@@ -1,0 +1,91 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from cluster.config import RunConfig
+from cluster.errors import RunRefusedError
+from cluster.resume import changes, check_plan, check_resume
+from cluster.run_directory import config_as_dict
+from data_pipeline.config import DataConfig
+from llm.config import ScheduleConfig
+
+BASE = RunConfig(name="run", data=DataConfig(dataset="data"), schedule=ScheduleConfig(name="wsd", warmup_steps=10))
+# wsd of 400 steps decays over the last 80: its rate depends on max_steps after step 320
+
+
+def changed(key: str, value: Any, base: RunConfig = BASE) -> dict[str, Any]:
+    if "." not in key:
+        return config_as_dict(replace(base, **{key: value}))
+    part, field = key.split(".")
+    return config_as_dict(replace(base, **{part: replace(getattr(base, part), **{field: value})}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("resources.workers", 3),
+        ("zero.stage", 3),
+        ("train.micro_batch_size", 1),
+        ("train.log_every_steps", 1),
+        ("wandb.mode", "offline"),
+        ("checkpoint.every_steps", 7),
+        ("evaluation.every_steps", 7),
+        ("storage", "elsewhere"),
+        ("data.dataset", "moved"),  # compared by the plan's fingerprint
+    ],
+)
+def test_resume_takes_a_change_in_silence_when_the_curve_does_not_depend_on_it(key: str, value: Any) -> None:
+    assert check_resume(config_as_dict(BASE), changed(key, value), step=100, run="run") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("train.precision", "bf16"), ("model.attention", "eager"), ("train.max_steps", 500)]
+)
+def test_resume_logs_a_change_when_the_law_allows_it(key: str, value: Any) -> None:
+    logged = check_resume(config_as_dict(BASE), changed(key, value), step=100, run="run")
+    assert [change.key for change in logged] == [key]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 1),
+        ("model.hidden_size", 128),
+        ("train.global_batch_size", 16),
+        ("optimizer.learning_rate", 0.5),
+        ("optimizer.betas", (0.9, 0.99)),
+        ("schedule.warmup_steps", 11),
+    ],
+)
+def test_resume_is_refused_when_the_curve_would_change(key: str, value: Any) -> None:
+    with pytest.raises(RunRefusedError, match=rf"{key}: .* -> .*\n.*--fresh"):
+        check_resume(config_as_dict(BASE), changed(key, value), step=100, run="run")
+
+
+@pytest.mark.parametrize(("step", "max_steps", "allowed"), [(320, 500, True), (321, 500, False), (300, 310, False)])
+def test_longer_or_shorter_run_is_allowed_when_still_on_the_plateau(step: int, max_steps: int, allowed: bool) -> None:
+    after = changed("train.max_steps", max_steps)
+    if allowed:
+        assert len(check_resume(config_as_dict(BASE), after, step=step, run="run")) == 1
+    else:
+        with pytest.raises(RunRefusedError, match="schedule has begun to depend on it"):
+            check_resume(config_as_dict(BASE), after, step=step, run="run")
+
+
+def test_longer_run_is_refused_when_the_schedule_is_cosine() -> None:
+    base = replace(BASE, schedule=ScheduleConfig(name="cosine", warmup_steps=10))
+    with pytest.raises(RunRefusedError, match=r"train\.max_steps"):
+        check_resume(config_as_dict(base), changed("train.max_steps", 500, base), step=20, run="run")
+
+
+def test_plan_is_refused_when_it_gives_other_batches() -> None:
+    with pytest.raises(RunRefusedError, match="data plan seq_len: 32 -> 64"):
+        check_plan({"seq_len": 32}, {"seq_len": 64}, step=1, run="run")
+
+
+def test_changes_names_leaves_when_mappings_are_nested() -> None:
+    found = changes({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4})
+    assert [str(change) for change in found] == ["a.c: 2 -> 5", "d: 3 -> None", "e: None -> 4"]
