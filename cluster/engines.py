@@ -12,7 +12,7 @@ def deepspeed_engine(request: EngineRequest) -> Engine:
 
     return DeepSpeedEngine(
         request.model,
-        request.attention,
+        request.layout.attention,
         optimizer=request.config.optimizer,
         stage=request.config.zero.stage,
         precision=request.layout.precision,
@@ -28,7 +28,7 @@ def torch_engine(request: EngineRequest) -> Engine:
     from llm.transformer import Transformer
 
     return TorchEngine(
-        Transformer(request.model, request.attention),
+        Transformer(request.model, request.layout.attention),
         optimizer=request.config.optimizer,
         precision=request.layout.precision,
         device=request.topology.device,

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cluster.attempt import resolve_model
 from cluster.batches import to_device
 from cluster.checkpoint import CheckpointInfo, CheckpointReader, find_checkpoint, verify
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError
 from cluster.record import perplexity
+from cluster.resolution import resolve_model
 from cluster.run_directory import TOKENIZER_NAME
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset

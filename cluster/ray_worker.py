@@ -17,7 +17,7 @@ import ray.train.torch
 import torch
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 
-from cluster.attempt import run_attempt
+from cluster.attempt import Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine
 from cluster.errors import CheckpointMismatchError, ClusterError
@@ -103,14 +103,13 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         logging.getLogger(name).addHandler(handler)
         logging.getLogger(name).setLevel(logging.INFO)
     try:
-        result = run_attempt(
-            order.config,
-            topology,
-            engine=deepspeed_engine,
+        surroundings = Surroundings(
+            build_engine=deepspeed_engine,
             zero_stage=order.config.zero.stage,
             link=link,
             tracking=order.tracking,
         )
+        result = run_attempt(order.config, topology, surroundings)
     except CheckpointMismatchError:
         raise  # the next attempt takes the checkpoint before
     except (ClusterError, DataError, ModelError) as error:

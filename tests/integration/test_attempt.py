@@ -13,7 +13,7 @@ import pytest
 from gloo import run_ranks
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
-from cluster.attempt import run_attempt
+from cluster.attempt import Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine, torch_engine
@@ -41,11 +41,7 @@ def attempt_alone(config: RunConfig, *, link: SilentLink | None = None, kill_at:
     run_attempt(
         config,
         Topology(),
-        engine=torch_engine,
-        zero_stage=None,
-        link=link,
-        tracking=no_tracking(),
-        observe=observe,
+        Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking(), observe=observe),
     )
     return link
 
@@ -60,11 +56,13 @@ def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[in
     run_attempt(
         config,
         topology,
-        engine=deepspeed_engine,
-        zero_stage=config.zero.stage,
-        link=SilentLink(),
-        tracking=no_tracking(),
-        observe=observe,
+        Surroundings(
+            build_engine=deepspeed_engine,
+            zero_stage=config.zero.stage,
+            link=SilentLink(),
+            tracking=no_tracking(),
+            observe=observe,
+        ),
     )
     return seen
 

@@ -1,0 +1,98 @@
+"""What an attempt writes about itself: metrics lines, the run's part of a manifest, facts, and its first event."""
+
+from __future__ import annotations
+
+import resource
+from typing import Any
+
+import torch
+
+from cluster.config import RunConfig
+from cluster.continuation import Continuation
+from cluster.record import perplexity
+from cluster.run_directory import config_as_dict
+from cluster.topology import Layout, Topology, device_name, library_versions
+from cluster.train_loop import StepReport
+from data_pipeline.plan import DataPlan
+from data_pipeline.skip_ledger import SkipLedger
+from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
+from llm.config import ModelConfig
+
+
+def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
+    """Fields of a train line.
+
+    tokens/s counts the tokens of all workers over the time of the steps, evaluation and saving left out. MFU is
+    (6 N + 12 L d T) * tokens/s over the peak of all GPUs together; null where a peak is not known.
+    """
+    tokens_per_step = config.train.global_batch_size * config.data.seq_len
+    tokens_per_second = report.steps_per_second * tokens_per_step
+    peak = peak_flops(device_name(topology.device)) if topology.device.startswith("cuda") else None
+    return {
+        "train/loss": report.loss,
+        "train/perplexity": perplexity(report.loss),
+        "train/grad_norm": report.gradient_norm,
+        "train/learning_rate": report.learning_rate,
+        "train/tokens": report.step * tokens_per_step,
+        "speed/tokens_per_second": tokens_per_second,
+        "speed/mfu": model_flops_utilization(
+            tokens_per_second,
+            flops_per_token(model, config.data.seq_len).full,
+            None if peak is None else peak * topology.world_size,
+        ),
+        "memory/peak_bytes": peak_memory_bytes(topology.device),
+    }
+
+
+def manifest_run(
+    *, step: int, config: RunConfig, plan: DataPlan, skips: SkipLedger, layout: Layout, wandb_id: str
+) -> dict[str, Any]:
+    """What a run needs, besides its tensors, to go on after `step`."""
+    return {
+        "data_position": plan.position_after(step, skips),
+        "skip_ledger": skips.to_json(),
+        "data_plan": plan.describe(),
+        "data_plan_fingerprint": plan.fingerprint,
+        "layout": layout.as_dict(),
+        "config": config_as_dict(config),
+        "rng": {"seed": config.seed, "scheme": "initial values by name, order by position; nothing else is drawn"},
+        "wandb_id": wandb_id,
+    }
+
+
+def run_facts(
+    *, model: ModelConfig, plan: DataPlan, layout: Layout, topology: Topology, resolved: list[str]
+) -> dict[str, Any]:
+    """Facts for run.json."""
+    return {
+        "layout": layout.as_dict(),
+        "resolved": resolved,
+        "environment": {**library_versions(), "device": device_name(topology.device)},
+        "model": {"parameters": count_parameters(model).total, "vocab_size": model.vocab_size},
+        "data_plan": {"fingerprint": plan.fingerprint, **plan.describe()},
+        "datasets": [
+            {"name": dataset.name, "fingerprint": dataset.fingerprint, "tokenizer": dataset.tokenizer_hash}
+            for dataset in plan.datasets
+        ],
+    }
+
+
+def first_event(continuation: Continuation, layout: Layout, attempt: int) -> dict[str, Any]:
+    """`started`, or `resumed` with the layouts before and after."""
+    common = {"type": "event", "attempt": attempt, "step": continuation.step, "layout": layout.as_dict()}
+    if continuation.manifest is None:
+        return {**common, "event": "started"}
+    return {
+        **common,
+        "event": "resumed",
+        "from_step": continuation.step,
+        "layout_changes": layout.differences(continuation.manifest.run["layout"]),
+        "config_changes": list(continuation.changes),
+    }
+
+
+def peak_memory_bytes(device: str) -> int:
+    """Largest memory held so far by rank 0: allocated on the GPU, or resident in the process (ru_maxrss)."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

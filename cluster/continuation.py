@@ -1,0 +1,128 @@
+"""Where an attempt begins: the newest checkpoint that is whole, fits the run and gives the loss it was saved with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoint import CheckpointInfo, CheckpointReader, Manifest, list_checkpoints, reject, verify
+from cluster.collectives import Collectives
+from cluster.config import RunConfig
+from cluster.engine import Engine, StateSource
+from cluster.errors import CheckpointError, CheckpointMismatchError
+from cluster.resume import check_plan, check_resume
+from cluster.run_directory import config_as_dict
+from cluster.topology import Precision, Topology
+from data_pipeline.plan import DataPlan
+from data_pipeline.skip_ledger import SkipLedger
+
+logger = logging.getLogger(__name__)
+
+LOSS_TOLERANCE: dict[str, float] = {"fp32": 1e-5, "bf16": 5e-3}
+"""Resume law: relative difference allowed between the next batch's loss when saved and when loaded."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continuation:
+    """State that was loaded. `info` and `manifest` are None where the run begins."""
+
+    step: int
+    skips: SkipLedger
+    changes: tuple[str, ...]
+    """What was changed since the checkpoint and is allowed."""
+    info: CheckpointInfo | None = None
+    manifest: Manifest | None = None
+
+    def check_loss(self, loss: float, precision: Precision) -> str | None:
+        """Compare the first loss with that which the saved state gave.
+
+        Returns:
+            Why the checkpoint must be rejected, or None.
+        """
+        if self.manifest is None or self.manifest.next_batch_loss is None:
+            return None
+        expected = self.manifest.next_batch_loss
+        tolerance = max(LOSS_TOLERANCE[self.manifest.run["layout"]["precision"]], LOSS_TOLERANCE[precision])
+        difference = abs(loss - expected) / abs(expected)
+        if difference <= tolerance:
+            return None
+        return (
+            f"the loss of step {self.step + 1} is {loss:.8g} with the loaded state and was {expected:.8g} with the "
+            f"saved one: {difference:.2e} apart, more than the {tolerance:.0e} that rounding allows"
+        )
+
+
+def load_newest(
+    engine: Engine,
+    initial: StateSource,
+    *,
+    config: RunConfig,
+    plan: DataPlan,
+    topology: Topology,
+    collectives: Collectives,
+    post: Callable[[dict[str, Any]], None],
+) -> Continuation:
+    """Set the engine from the newest good checkpoint, or from the initial state where there was never one.
+
+    Damaged checkpoints are passed over one by one, each with an event that says why. The ranks share the work of
+    verifying the files and agree on what they find.
+
+    Raises:
+        CheckpointError: There are checkpoints, and none is whole.
+        RunRefusedError: What the curve depends on was changed.
+    """
+    directory = Path(config.storage) / config.name
+    candidates = collectives.from_main(list_checkpoints(directory) if topology.is_main else [])
+    for info in reversed(candidates):
+        problem = info.problem or collectives.first_error(_damage(info, topology))
+        if problem is None and info.manifest is not None:
+            changes = _check_continuation(info.manifest, config, plan)
+            engine.load(CheckpointReader(info.directory, info.manifest))
+            skips = SkipLedger.from_json(info.manifest.run["skip_ledger"])
+            return Continuation(step=info.step, skips=skips, changes=changes, info=info, manifest=info.manifest)
+        if topology.is_main:
+            logger.warning("checkpoint of step %d is not used: %s", info.step, problem)
+            post({"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": problem})
+    if candidates:
+        raise CheckpointError(
+            f"none of the {len(candidates)} checkpoints of run {directory} can be used; the newest: "
+            f"{candidates[-1].problem or 'its files are damaged.'} Restore one from a copy, or begin anew with --fresh."
+        )
+    engine.load(initial)
+    return Continuation(step=0, skips=SkipLedger(), changes=())
+
+
+def reject_loaded(
+    continuation: Continuation, reason: str, *, topology: Topology, post: Callable[[dict[str, Any]], None]
+) -> None:
+    """Give up the loaded checkpoint, so that the next attempt takes the one before.
+
+    Raises:
+        CheckpointMismatchError: Always.
+    """
+    assert continuation.info is not None
+    if topology.is_main:
+        reject(continuation.info, reason)
+        post({"type": "event", "event": "checkpoint_rejected", "step": continuation.step, "reason": reason})
+    raise CheckpointMismatchError(f"checkpoint {continuation.info.directory} was rejected: {reason}.")
+
+
+def _damage(info: CheckpointInfo, topology: Topology) -> str | None:
+    """Verify this rank's share of a checkpoint's files; together the ranks verify all of them."""
+    if info.manifest is None:
+        return info.problem
+    try:
+        verify(info, info.manifest.files[topology.rank :: topology.world_size])
+    except CheckpointError as error:
+        return str(error)
+    return None
+
+
+def _check_continuation(manifest: Manifest, config: RunConfig, plan: DataPlan) -> tuple[str, ...]:
+    run = manifest.run
+    logged = check_resume(run["config"], config_as_dict(config), step=manifest.step, run=config.name)
+    check_plan(run["data_plan"], plan.describe(), step=manifest.step, run=config.name)
+    return tuple(str(change) for change in logged)

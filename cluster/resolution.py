@@ -1,0 +1,42 @@
+"""What a configuration leaves open, resolved once: vocabulary, precision, attention; each with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from cluster.config import RunConfig
+from cluster.errors import RunRefusedError
+from cluster.topology import Layout, Topology, library_versions, resolve_precision
+from llm.attention import resolve_attention
+from llm.config import ModelConfig
+
+
+def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
+    """The model's shape with the tokenizer's size put in.
+
+    Raises:
+        RunRefusedError: The configuration names a smaller size.
+    """
+    if model.vocab_size is not None and model.vocab_size < vocab_size:
+        raise RunRefusedError(
+            f"model.vocab_size is {model.vocab_size}, and the dataset's tokenizer has {vocab_size} pieces: a token "
+            "without an embedding cannot be read. Leave model.vocab_size out, or raise it."
+        )
+    return model if model.vocab_size is not None else replace(model, vocab_size=vocab_size)
+
+
+def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None) -> tuple[Layout, list[str]]:
+    """The layout of an attempt, and why each `auto` became what it is, for log and record."""
+    precision, why_precision = resolve_precision(config.train.precision, topology.device)
+    attention, why_attention = resolve_attention(config.model.attention)
+    layout = Layout(
+        world_size=topology.world_size,
+        zero_stage=zero_stage,
+        micro_batch_size=config.train.micro_batch_size,
+        precision=precision,
+        threads=topology.threads,
+        device=topology.device.split(":")[0],
+        attention=attention,
+        versions=library_versions(),
+    )
+    return layout, [f"precision {precision}: {why_precision}", f"attention {attention}: {why_attention}"]
