@@ -172,11 +172,6 @@ class RunConfig:
                 f"{self.train.global_batch_size}: a worker without a sequence would idle. "
                 "Lower the workers or raise the batch."
             )
-        if self.schedule.warmup_steps >= self.train.max_steps and self.schedule.warmup_steps > 0:
-            raise ValueError(
-                f"schedule.warmup_steps is {self.schedule.warmup_steps} and train.max_steps {self.train.max_steps}: "
-                "the warm-up must end before the training does."
-            )
 
 
 def _require_at_least_one(name: str, value: int) -> None:

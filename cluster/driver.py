@@ -28,7 +28,7 @@ from cluster.run_directory import (
     prepare_storage,
     set_aside,
 )
-from cluster.wandb_mirror import Mode, TrackingSettings
+from cluster.wandb_mirror import Mode, TrackingSettings, check_reachable
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.publish import write_atomically
@@ -38,6 +38,7 @@ logger = logging.getLogger(__name__)
 Listener = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
+_SAME_WISH_SECONDS = 1.0
 _RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -72,6 +73,8 @@ class Launch:
     resolved_yaml: str
     """Text of config.yaml."""
     wandb_mode: Mode
+    wandb_server: str
+    """Address of the W&B server."""
     fresh: bool = False
     """Set an existing run of this name aside."""
     ray_address: str | None = None
@@ -97,6 +100,8 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
             moved = set_aside(directory)
         listener({"type": "phase", "text": f"set the old run aside as {moved}"})
     newest = _preflight(config, directory)
+    if config.wandb.mode == "online":  # asked for by name, so it must work; `auto` falls back
+        check_reachable(launch.wandb_server)
     if newest is not None and newest.step >= config.train.max_steps:
         return _outcome(directory, newest.step, "finished", trained_now=False)
     directory.mkdir(exist_ok=True)
@@ -267,17 +272,22 @@ class _Session:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops; the second ends at once."""
+        """The first SIGINT or SIGTERM saves and stops; another one, a second later or more, ends at once.
+
+        Some senders signal a process and then its group: their two signals mean one wish.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        asked = False
+        asked: float | None = None
 
         def stop(number: int, frame: Any) -> None:
             nonlocal asked
-            if asked:
-                raise KeyboardInterrupt
-            asked = True
+            if asked is not None:
+                if time.monotonic() - asked > _SAME_WISH_SECONDS:
+                    raise KeyboardInterrupt
+                return
+            asked = time.monotonic()
             self._mailbox.request_stop.remote()
             self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
 

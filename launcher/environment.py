@@ -31,6 +31,11 @@ def wandb_mode(
     return "online" if environment.get("WANDB_API_KEY") or _in_netrc(environment) else "offline"
 
 
+def wandb_server(environment: Mapping[str, str] = os.environ) -> str:
+    """Address of the W&B server: WANDB_BASE_URL, or the public one."""
+    return environment.get("WANDB_BASE_URL") or _WANDB_SERVER
+
+
 def require_lasting_paths(config: RunConfig, environment: Mapping[str, str] = os.environ) -> None:
     """Refuse relative paths inside a Ray job, whose working directory vanishes with it.
 
@@ -56,7 +61,7 @@ def require_lasting_paths(config: RunConfig, environment: Mapping[str, str] = os
 def _in_netrc(environment: Mapping[str, str]) -> bool:
     home = Path(environment["HOME"]) if environment.get("HOME") else Path.home()
     path = Path(environment.get("NETRC") or home / ".netrc")
-    host = urlsplit(environment.get("WANDB_BASE_URL") or _WANDB_SERVER).hostname or ""
+    host = urlsplit(wandb_server(environment)).hostname or ""
     try:
         return host in netrc.netrc(path).hosts
     except (OSError, netrc.NetrcParseError):

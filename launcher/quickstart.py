@@ -54,13 +54,33 @@ def run_quickstart(out: Path, listener: Callable[[dict[str, Any]], None]) -> Qui
     listener({"type": "phase", "text": "counting the bigram baseline over the same tokens"})
     bigram_perplexity = _bigram_perplexity(dataset)
     listener({"type": "phase", "text": "writing a text sample"})
-    return QuickstartResult(
+    result = QuickstartResult(
         training=training,
         dataset=dataset,
         perplexity=next(iter(training.validation.values())),
         bigram_perplexity=bigram_perplexity,
         text=PROMPT + _sample_text(training.run_directory),
     )
+    _show_in_report(result)
+    return result
+
+
+def _show_in_report(result: QuickstartResult) -> None:
+    """Put baseline and text sample into the run's record, and write its report again with them."""
+    from cluster.run_directory import RunDirectory
+    from data_pipeline.publish import write_atomically
+    from launcher.report import write_report
+
+    directory = result.training.run_directory
+    baseline = {"name": "interpolated Kneser-Ney bigram", "perplexity": result.bigram_perplexity}
+    RunDirectory(directory).update({"baseline": baseline})
+    sample = {
+        "step": result.training.step,
+        "prompt": PROMPT,
+        "text": result.text.removeprefix(PROMPT),
+    }
+    write_atomically(directory / "samples.jsonl", json.dumps(sample).encode() + b"\n")
+    write_report(directory)
 
 
 def summary(result: QuickstartResult, program: str) -> str:

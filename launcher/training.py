@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from launcher.config_file import resolved_yaml
-from launcher.environment import ray_address, require_lasting_paths, wandb_mode
+from launcher.environment import ray_address, require_lasting_paths, wandb_mode, wandb_server
 from launcher.samples import is_sample, resolve_datasets, resolve_samples
 
 
@@ -49,9 +49,14 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         resolved_yaml=resolved_yaml(config),
         wandb_mode=wandb_mode(config.wandb.mode),
         fresh=fresh,
+        wandb_server=wandb_server(),
         ray_address=ray_address(),
     )
-    outcome = run_training(config, launch, listener)
+    try:
+        outcome = run_training(config, launch, listener)
+    except Exception:
+        _report_failure(Path(config.storage) / config.name)
+        raise
     return TrainingResult(
         run_directory=outcome.run_directory,
         step=outcome.step,
@@ -60,6 +65,14 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         validation=outcome.validation,
         report=write_report(outcome.run_directory),
     )
+
+
+def _report_failure(run_directory: Path) -> None:
+    """Write the report of a run that failed, where there is something to show."""
+    from launcher.report import write_report
+
+    if (run_directory / "events.jsonl").exists():
+        write_report(run_directory)
 
 
 def absolute(config: RunConfig) -> RunConfig:

@@ -62,7 +62,7 @@ def describe(event: Event) -> str:
     before = details.pop("topology_before", None)
     after = details.pop("topology_after", None) or topology_of(details)
     details = {key: value for key, value in details.items() if key not in _TOPOLOGY_KEYS}
-    if isinstance(after, dict):
+    if isinstance(after, dict) and after:
         was = topology_words(before) if isinstance(before, dict) else ""
         now = topology_words(after)
         parts.append(now if was in ("", now) else f"{was} → {now}")
