@@ -19,6 +19,7 @@ from cluster.checkpoint import CheckpointInfo, list_checkpoints
 from cluster.config import RunConfig
 from cluster.errors import ClusterError, ResourcesError, TrainingFailedError
 from cluster.record import METRICS_NAME, EventsLog, read_lines
+from cluster.resolution import resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
     TOKENIZER_NAME,
@@ -39,6 +40,7 @@ Listener = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
 _SAME_WISH_SECONDS = 1.0
+_FATAL_GRACE_SECONDS = 15.0
 _RAY_ENVIRONMENT = {
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -128,6 +130,7 @@ def _preflight(config: RunConfig, directory: Path) -> CheckpointInfo | None:
     datasets = [Dataset.open(entry.path) for entry in config.data.entries]
     plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
     plan.check_steps(config.train.max_steps)
+    resolve_model(config.model, datasets[0].vocab_size)
     usable = [info for info in list_checkpoints(directory) if info.problem is None]
     if not usable or usable[-1].manifest is None:
         return None
@@ -230,16 +233,20 @@ class _Session:
         self._tracking = tracking
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
+        self._fatal: str | None = None
+        self._fatal_since: float | None = None
 
     def run(self, gpus_per_worker: int) -> dict[str, Any]:
         self._listener({"type": "phase", "text": "starting workers"})
         thread = threading.Thread(target=self._fit, args=(gpus_per_worker,), name="ray-train", daemon=True)
         with self._signals():
             thread.start()
-            while thread.is_alive():
+            while thread.is_alive() and not self._gave_up():
                 thread.join(_POLL_SECONDS)
                 self._handle_messages()
         self._handle_messages()
+        if self._fatal is not None:
+            raise ClusterError(self._fatal)
         if self._error is not None:
             raise TrainingFailedError(_explain(self._error, self._config)) from self._error
         assert self._result is not None
@@ -264,11 +271,17 @@ class _Session:
         for message in ray.get(self._mailbox.drain.remote()):
             kind = message["type"]
             if kind == "fatal":
-                raise ClusterError(message["text"])
+                self._fatal = self._fatal or message["text"]
+                self._fatal_since = self._fatal_since or time.monotonic()
+                continue
             if kind == "event":
                 details = {key: value for key, value in message.items() if key not in ("type", "event")}
                 message = {"type": "event", **self._events.write(message["event"], **details)}
             self._listener(message)
+
+    def _gave_up(self) -> bool:
+        """Whether the workers were told of an error that ends the run, and Ray Train still has not ended."""
+        return self._fatal_since is not None and time.monotonic() - self._fatal_since > _FATAL_GRACE_SECONDS
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -40,6 +40,10 @@ class WorkerOrder:
     mailbox: Any
 
 
+class NotRetriedError(ClusterError):
+    """An error that would only repeat itself; the driver has been told."""
+
+
 class LossReporter(UserCallback):  # type: ignore[misc]
     """Tells the driver which workers were lost; runs in Ray's controller."""
 
@@ -47,8 +51,13 @@ class LossReporter(UserCallback):  # type: ignore[misc]
         self._mailbox = mailbox
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post one event for a failure of the worker group."""
-        causes = {str(rank): _first_line(error) for rank, error in sorted(worker_exceptions.items())}
+        """Post one event for a failure of the worker group, or end the controller where a retry would be in vain.
+
+        Ray offers no way to end a run from here; without its controller it ends at once, and `fit` returns.
+        """
+        if any(isinstance(error, NotRetriedError) for error in worker_exceptions.values()):
+            os._exit(1)
+        causes = {str(rank): _cause(error) for rank, error in sorted(worker_exceptions.items())}
         self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes})
 
 
@@ -113,8 +122,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     except CheckpointMismatchError:
         raise  # the next attempt takes the checkpoint before
     except (ClusterError, DataError, ModelError) as error:
-        link.post_and_wait({"type": "fatal", "error": type(error).__name__, "rank": topology.rank, "text": str(error)})
-        raise
+        link.post_and_wait({"type": "fatal", "rank": topology.rank, "text": str(error)})
+        raise NotRetriedError(str(error)) from error
     finally:
         link.close()
     return {"step": result.step, "finished": result.finished}
@@ -135,9 +144,7 @@ def _topology(config: RunConfig) -> Topology:
     )
 
 
-def _first_line(error: BaseException) -> str:
-    cause = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    text = str(cause).strip().splitlines()
-    return f"{type(cause).__name__}: {text[0]}" if text else type(cause).__name__
+def _cause(error: BaseException) -> str:
+    """The kind of error and the last line of what it says."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

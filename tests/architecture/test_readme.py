@@ -11,7 +11,18 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 
 # Command as it stands in the README -> the test that executes it, or a file in which it stands as it is.
-CLAIMED: dict[str, str] = {}
+_WALK = "tests/integration/test_readme_commands.py::test_own_text_becomes_a_model"
+CLAIMED: dict[str, str] = {
+    "python -m pip install -e . && python -m launcher quickstart": ".ci/run",
+    "python -m pip install -e '.[test]' && python -m pytest": ".ci/run",
+    "longhaul data build mytext.yaml": _WALK,
+    "longhaul pretrain myrun.yaml": _WALK,
+    "longhaul evaluate runs/mytext": _WALK,
+    'longhaul generate runs/mytext --prompt "The"': _WALK,
+    "longhaul checkpoint list runs/mytext": _WALK,
+    "longhaul checkpoint verify runs/mytext": _WALK,
+    "python -m tests.bench.step_overhead": "tests/integration/test_readme_commands.py::test_benchmark_prints_a_ratio",
+}
 
 _BLOCK = re.compile(r"^```(bash|console|sh|shell)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
