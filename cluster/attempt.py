@@ -16,18 +16,19 @@ from typing import Any, Protocol
 
 import torch
 
-from cluster.attempt_record import first_event, manifest_run, run_facts, train_fields
+from cluster.attempt_record import dataset_labels, first_event, manifest_run, run_facts, train_fields
 from cluster.batches import Feeder, RankBatch, micro_batch_count
 from cluster.checkpoint import CheckpointWriter, clean_leftovers
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
 from cluster.engine import Engine
+from cluster.errors import CheckpointError
 from cluster.evaluation import evaluate
 from cluster.initial_state import InitialState
 from cluster.record import METRICS_NAME, MetricsLog, perplexity, read_lines
 from cluster.resolution import resolve_layout, resolve_model
-from cluster.run_directory import RunDirectory, config_as_dict
+from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
 from cluster.topology import Layout, Topology
 from cluster.train_loop import Effects, Rhythm, train
 from cluster.wandb_mirror import TrackingSettings, WandbMirror
@@ -149,8 +150,9 @@ class _Attempt:
             rank=topology.rank,
             world_size=topology.world_size,
             keep_last=config.checkpoint.keep_last,
-            before_publish=self._metrics.sync if self._metrics else lambda: None,
-            on_saved=lambda event: self._post({"type": "event", "attempt": self._attempt, **event}),
+            agree=self._collectives.first_error,
+            before_publish=self._before_publish,
+            on_saved=self._on_saved,
         )
         self._feeder = self._make_feeder()
 
@@ -186,6 +188,7 @@ class _Attempt:
             )
             if self._writer.awaits_next_loss:
                 self._writer.next_loss(self._loss_of_next_batch())
+            self._writer.finish()
         finally:
             self._close()
         return AttemptResult(step=self._step, finished=finished)
@@ -226,7 +229,7 @@ class _Attempt:
     def _check_loss(self, step: int, loss: float) -> None:
         reason = self._origin.check_loss(loss, self._layout.precision)
         if reason is not None:
-            reject_loaded(self._origin, reason, topology=self._topology, post=self._post)
+            reject_loaded(self._origin, reason, layout=self._layout, topology=self._topology, post=self._post)
 
     def _save(self, step: int) -> None:
         run = manifest_run(
@@ -242,11 +245,11 @@ class _Attempt:
 
     def _evaluate(self, step: int) -> None:
         data = self._config.data
-        for dataset in self._plan.datasets:
+        for dataset, label in zip(self._plan.datasets, dataset_labels(self._plan.datasets), strict=True):
             sequences = ValidationSequences(dataset, data.seq_len, data.document_mask)
             if len(sequences) == 0:
                 continue
-            loss, _ = evaluate(
+            loss = evaluate(
                 self._engine,
                 sequences,
                 topology=self._topology,
@@ -255,8 +258,9 @@ class _Attempt:
                 document_mask=data.document_mask,
                 max_sequences=self._config.evaluation.max_sequences,
             )
-            fields = {"name": dataset.name, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
-            self._write_row("eval", step, fields)
+            if loss is not None:
+                fields = {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
+                self._write_row("eval", step, fields)
 
     def _make_feeder(self) -> Feeder:
         return Feeder(
@@ -279,13 +283,25 @@ class _Attempt:
         whole_loss, whole_weight = self._collectives.sum([loss_sum, batch.weight_sum])
         return whole_loss / max(whole_weight, 1.0)
 
+    def _before_publish(self) -> None:
+        """Rank 0, before a manifest is written: its metrics first, and nothing from an attempt that was superseded."""
+        newest = RunDirectory(self._directory).facts()["attempt"]
+        if newest != self._attempt:
+            raise CheckpointError(f"attempt {newest} has taken over from attempt {self._attempt}")
+        if self._metrics is not None:
+            self._metrics.sync()
+
+    def _on_saved(self, event: dict[str, Any]) -> None:
+        RunDirectory(self._directory).update({PUBLISHED_STEP: event["step"]})
+        self._post({"type": "event", "attempt": self._attempt, **event})
+
     def _close(self) -> None:
         self._feeder.close()
+        self._writer.close()
         try:
-            self._writer.wait()
-        finally:
             if self._metrics is not None:
                 self._metrics.close()
+        finally:
             if self._mirror is not None:
                 self._mirror.close()
 

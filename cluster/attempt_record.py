@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from cluster.record import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name, library_versions
 from cluster.train_loop import StepReport
+from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
 from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
@@ -75,6 +77,15 @@ def run_facts(
             for dataset in plan.datasets
         ],
     }
+
+
+def dataset_labels(datasets: Sequence[Dataset]) -> list[str]:
+    """Names under which datasets are evaluated; those that share a name get their fingerprint's first letters too."""
+    names = [dataset.name for dataset in datasets]
+    return [
+        name if names.count(name) == 1 else f"{name}-{dataset.fingerprint[:6]}"
+        for name, dataset in zip(names, datasets, strict=True)
+    ]
 
 
 def first_event(continuation: Continuation, layout: Layout, attempt: int) -> dict[str, Any]:

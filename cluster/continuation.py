@@ -8,14 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import CheckpointInfo, CheckpointReader, Manifest, list_checkpoints, reject, verify
+from cluster.checkpoint import (
+    CheckpointInfo,
+    CheckpointReader,
+    Manifest,
+    list_checkpoints,
+    reject,
+    rejected_for_loss,
+    verify,
+)
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engine import Engine, StateSource
-from cluster.errors import CheckpointError, CheckpointMismatchError
+from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
 from cluster.resume import check_plan, check_resume
-from cluster.run_directory import config_as_dict
-from cluster.topology import Precision, Topology
+from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
+from cluster.topology import Layout, Precision, Topology
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
 
@@ -23,6 +31,10 @@ logger = logging.getLogger(__name__)
 
 LOSS_TOLERANCE: dict[str, float] = {"fp32": 1e-5, "bf16": 5e-3}
 """Resume law: relative difference allowed between the next batch's loss when saved and when loaded."""
+_SMALLEST_LOSS = 1e-2
+"""Below this the difference is measured against it: a memorised batch has a loss of rounding errors."""
+_MAY_CHANGE_ROUNDING = ("precision", "device", "attention", "versions")
+"""Parts of a layout whose change explains another loss better than a bad checkpoint does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +58,7 @@ class Continuation:
             return None
         expected = self.manifest.next_batch_loss
         tolerance = max(LOSS_TOLERANCE[self.manifest.run["layout"]["precision"]], LOSS_TOLERANCE[precision])
-        difference = abs(loss - expected) / abs(expected)
+        difference = abs(loss - expected) / max(abs(expected), _SMALLEST_LOSS)
         if difference <= tolerance:
             return None
         return (
@@ -85,27 +97,54 @@ def load_newest(
             return Continuation(step=info.step, skips=skips, changes=changes, info=info, manifest=info.manifest)
         if topology.is_main:
             logger.warning("checkpoint of step %d is not used: %s", info.step, problem)
+            if info.problem is None and problem is not None:
+                reject(info, problem, kind="damage")  # so that retention does not count on it
             post({"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": problem})
     if candidates:
         raise CheckpointError(
             f"none of the {len(candidates)} checkpoints of run {directory} can be used; the newest: "
             f"{candidates[-1].problem or 'its files are damaged.'} Restore one from a copy, or begin anew with --fresh."
         )
+    published = collectives.from_main(RunDirectory(directory).facts().get(PUBLISHED_STEP) if topology.is_main else None)
+    if published is not None:
+        raise RunRefusedError(
+            f"run {directory} has saved checkpoints, the last at step {published}, and none is there now. Bring "
+            f"{directory / 'checkpoints'} back (a volume that is not mounted?), or begin anew with --fresh."
+        )
     engine.load(initial)
     return Continuation(step=0, skips=SkipLedger(), changes=())
 
 
 def reject_loaded(
-    continuation: Continuation, reason: str, *, topology: Topology, post: Callable[[dict[str, Any]], None]
+    continuation: Continuation,
+    reason: str,
+    *,
+    layout: Layout,
+    topology: Topology,
+    post: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Give up the loaded checkpoint, so that the next attempt takes the one before.
+    """Give up the loaded checkpoint, so that the next attempt takes the one before; but do not condemn all of them.
 
     Raises:
-        CheckpointMismatchError: Always.
+        CheckpointMismatchError: The checkpoint was rejected; a new attempt takes the one before.
+        RunRefusedError: The cause is rather what this attempt runs on: libraries, device or arithmetic were changed, or
+            a second checkpoint gives another loss too.
     """
     assert continuation.info is not None
+    assert continuation.manifest is not None
+    differences = layout.differences(continuation.manifest.run["layout"])
+    suspects = {key: value for key, value in differences.items() if key in _MAY_CHANGE_ROUNDING}
+    run_directory = continuation.info.directory.parent.parent
+    others = rejected_for_loss(run_directory, after_step=continuation.step)
+    if suspects or others:
+        cause = f"changed since then: {suspects}" if suspects else f"so it was with the checkpoints of steps {others}"
+        raise RunRefusedError(
+            f"checkpoint {continuation.info.directory} loads whole, but {reason}; {cause}. Nothing was lost. Go on with what "
+            "it was saved with (the manifest's `layout` says what that is), or look for a fault of this machine; "
+            "where a REJECTED.json was in the wrong, remove it."
+        )
     if topology.is_main:
-        reject(continuation.info, reason)
+        reject(continuation.info, reason, kind="loss")
         post({"type": "event", "event": "checkpoint_rejected", "step": continuation.step, "reason": reason})
     raise CheckpointMismatchError(f"checkpoint {continuation.info.directory} was rejected: {reason}.")
 

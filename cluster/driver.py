@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoint import CheckpointInfo, list_checkpoints
+from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
 from cluster.errors import ClusterError, ResourcesError, TrainingFailedError
-from cluster.record import METRICS_NAME, EventsLog, read_lines
+from cluster.record import EVENTS_NAME, METRICS_NAME, EventsLog, read_lines
 from cluster.resolution import resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
@@ -31,8 +31,9 @@ from cluster.run_directory import (
 )
 from cluster.wandb_mirror import Mode, TrackingSettings, check_reachable
 from data_pipeline.dataset import Dataset
-from data_pipeline.plan import DataPlan
+from data_pipeline.plan import DataPlan, TrainingLedger
 from data_pipeline.publish import write_atomically
+from data_pipeline.skip_ledger import SkipLedger
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +65,8 @@ class RunOutcome:
     """`finished` or `stopped`."""
     validation: dict[str, float]
     """Last validation perplexity by dataset name."""
+    ledger: tuple[TrainingLedger, ...]
+    """Tokens of each dataset, accounted for."""
     trained_now: bool
     """False when the run was finished before the command."""
 
@@ -96,45 +99,58 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
         data_pipeline.errors.DataError: The data cannot be used.
     """
     directory = Path(config.storage) / config.name
+    plan = _open_plan(config)
     prepare_storage(Path(config.storage))
     if launch.fresh and directory.exists():
         with exclusive(directory):
             moved = set_aside(directory)
         listener({"type": "phase", "text": f"set the old run aside as {moved}"})
-    newest = _preflight(config, directory)
-    if config.wandb.mode == "online":  # asked for by name, so it must work; `auto` falls back
+    newest = _check_continuation(config, plan, directory)
+    if newest is None and config.wandb.mode == "online":  # asked for by name; a run that has begun spools instead
         check_reachable(launch.wandb_server)
-    if newest is not None and newest.step >= config.train.max_steps:
-        return _outcome(directory, newest.step, "finished", trained_now=False)
     directory.mkdir(exist_ok=True)
     with exclusive(directory):
+        events = _Events(EventsLog(directory, clock=time.time))
+        if newest is not None and newest.step >= config.train.max_steps:
+            if events.last_name(directory) != "finished":
+                events.write("finished", step=newest.step)
+            return _outcome(directory, plan, newest.step, "finished", trained_now=False)
         record = RunDirectory(directory)
         record.create(config, launch.resolved_yaml)
         _keep_tokenizer(config, directory)
-        events = EventsLog(directory, clock=time.time)
         listener({"type": "phase", "text": "starting Ray"})
         try:
-            with _ray_session(launch.ray_address):
-                gpus = _check_resources(config)
-                result = _Session(config, _tracking(config, launch, record), events, listener).run(gpus)
-        except ClusterError as error:
-            events.write("failed", reason=str(error))
+            result = _train_on_ray(config, launch, _tracking(config, launch, record), events, listener)
+        except BaseException as error:
+            events.write("failed", reason=str(error) or type(error).__name__)
             raise
         status = "finished" if result["finished"] else "stopped"
         listener({"type": "event", **events.write(status, step=result["step"])})
-        return _outcome(directory, result["step"], status, trained_now=True)
+        outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
+        record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
+        return outcome
 
 
-def _preflight(config: RunConfig, directory: Path) -> CheckpointInfo | None:
-    """Open the data and compare with what the run holds; cheap, and before Ray."""
+def _open_plan(config: RunConfig) -> DataPlan:
+    """Open the data and check what can be checked before anything is touched."""
     datasets = [Dataset.open(entry.path) for entry in config.data.entries]
     plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
     plan.check_steps(config.train.max_steps)
     resolve_model(config.model, datasets[0].vocab_size)
+    return plan
+
+
+def _check_continuation(config: RunConfig, plan: DataPlan, directory: Path) -> CheckpointInfo | None:
+    """Compare with what the run holds; a checkpoint that would end the run is verified byte by byte."""
     usable = [info for info in list_checkpoints(directory) if info.problem is None]
-    if not usable or usable[-1].manifest is None:
+    if not usable:
         return None
     newest = usable[-1]
+    if newest.step >= config.train.max_steps:
+        verified = newest_verified(directory)
+        if verified is None:
+            return None
+        newest = verified
     assert newest.manifest is not None
     check_resume(newest.manifest.run["config"], config_as_dict(config), step=newest.step, run=config.name)
     check_plan(newest.manifest.run["data_plan"], plan.describe(), step=newest.step, run=config.name)
@@ -144,8 +160,7 @@ def _preflight(config: RunConfig, directory: Path) -> CheckpointInfo | None:
 def _keep_tokenizer(config: RunConfig, directory: Path) -> None:
     """Copy the tokenizer into the run, so that it generates text wherever it is moved."""
     source = Path(config.data.entries[0].path) / TOKENIZER_NAME
-    if not (directory / TOKENIZER_NAME).exists():
-        write_atomically(directory / TOKENIZER_NAME, source.read_bytes())
+    write_atomically(directory / TOKENIZER_NAME, source.read_bytes())
 
 
 def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> TrackingSettings:
@@ -161,11 +176,56 @@ def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> Tracki
     )
 
 
-def _outcome(directory: Path, step: int, status: str, *, trained_now: bool) -> RunOutcome:
+def _outcome(directory: Path, plan: DataPlan, step: int, status: str, *, trained_now: bool) -> RunOutcome:
     validation = {
         row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
     }
-    return RunOutcome(run_directory=directory, step=step, status=status, validation=validation, trained_now=trained_now)
+    manifest = find_checkpoint(directory).manifest
+    skips = SkipLedger.from_json(manifest.run["skip_ledger"]) if manifest is not None else SkipLedger()
+    return RunOutcome(
+        run_directory=directory,
+        step=step,
+        status=status,
+        validation=validation,
+        ledger=plan.ledger(step, skips),
+        trained_now=trained_now,
+    )
+
+
+class _Events:
+    """The events log, as far as the storage takes it: an event that cannot be written must not end a run."""
+
+    def __init__(self, log: EventsLog) -> None:
+        self._log = log
+
+    def write(self, event: str, **details: Any) -> dict[str, Any]:
+        try:
+            return self._log.write(event, **details)
+        except OSError as error:
+            logger.warning("event %s could not be written: %s", event, error)
+            return {"event": event, "time_unix_seconds": time.time(), **details}
+
+    @staticmethod
+    def last_name(directory: Path) -> str | None:
+        last = None
+        for row in read_lines(directory / EVENTS_NAME):
+            last = row["event"]
+        return last
+
+
+def _train_on_ray(
+    config: RunConfig, launch: Launch, tracking: TrackingSettings, events: _Events, listener: Listener
+) -> dict[str, Any]:
+    with _ray_session(launch.ray_address):
+        from ray.exceptions import RayError
+
+        gpus = _gpus_per_worker(config, listener)
+        try:
+            return _Session(config, tracking, events, listener).run(gpus)
+        except RayError as error:
+            raise TrainingFailedError(
+                f"the Ray cluster failed under the run: {error}. The same command continues from the last checkpoint."
+            ) from error
 
 
 @contextmanager
@@ -190,40 +250,45 @@ def _ray_session(address: str | None) -> Iterator[None]:
         ray.shutdown()
 
 
-def _check_resources(config: RunConfig) -> int:
-    """Compare what the run asks for with what the cluster has.
-
-    Returns:
-        GPUs per worker, `auto` resolved.
+def _gpus_per_worker(config: RunConfig, listener: Listener) -> int:
+    """Compare what the run asks for with what the cluster's nodes have, and resolve `auto`.
 
     Raises:
         ResourcesError: It asks for more.
     """
     import ray
 
-    have = ray.cluster_resources()
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     wanted = config.resources
-    cpus, gpus = int(have.get("CPU", 0)), int(have.get("GPU", 0))
-    if wanted.workers * wanted.cpus_per_worker > cpus:
-        raise ResourcesError(
-            f"the run asks for {wanted.workers} workers of {wanted.cpus_per_worker} CPUs, and the cluster has {cpus} "
-            f"CPUs in all: it would wait for ever. Set resources.workers to at most {cpus // wanted.cpus_per_worker}, "
-            "or add nodes."
-        )
+    gpus = int(sum(node.get("GPU", 0) for node in nodes))
+    per_worker: int
     if wanted.gpus_per_worker == "auto":
-        return 1 if gpus >= wanted.workers else 0
-    if wanted.workers * wanted.gpus_per_worker > gpus:
-        raise ResourcesError(
-            f"the run asks for {wanted.workers} workers with a GPU each, and the cluster has {gpus}: it would wait for "
-            "ever. Lower resources.workers, add nodes, or set resources.gpus_per_worker=0."
+        per_worker = 1 if gpus else 0
+        reason = f"the cluster has {gpus} GPUs" if gpus else "the cluster has no GPU"
+        listener({"type": "phase", "text": f"resources.gpus_per_worker auto is {per_worker}: {reason}"})
+    else:
+        per_worker = wanted.gpus_per_worker
+    room = sum(
+        min(
+            int(node.get("CPU", 0)) // wanted.cpus_per_worker,
+            int(node.get("GPU", 0)) // per_worker if per_worker else wanted.workers,
         )
-    return wanted.gpus_per_worker
+        for node in nodes
+    )
+    if room < wanted.workers:
+        cpus = int(sum(node.get("CPU", 0) for node in nodes))
+        raise ResourcesError(
+            f"the run asks for {wanted.workers} workers of {wanted.cpus_per_worker} CPUs and {per_worker} GPUs, and "
+            f"the cluster has room for {room} ({len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs): it would wait for ever. "
+            "Lower resources.workers or cpus_per_worker, set gpus_per_worker=0 to train on CPUs, or add nodes."
+        )
+    return per_worker
 
 
 class _Session:
     """Ray Train at work, seen from the driver: messages in, events and progress out, signals obeyed."""
 
-    def __init__(self, config: RunConfig, tracking: TrackingSettings, events: EventsLog, listener: Listener) -> None:
+    def __init__(self, config: RunConfig, tracking: TrackingSettings, events: _Events, listener: Listener) -> None:
         from cluster.mailbox import start_mailbox
 
         self._config = config
@@ -235,6 +300,8 @@ class _Session:
         self._error: Exception | None = None
         self._fatal: str | None = None
         self._fatal_since: float | None = None
+        self._stop_asked: float | None = None
+        self._stop_passed_on = False
 
     def run(self, gpus_per_worker: int) -> dict[str, Any]:
         self._listener({"type": "phase", "text": "starting workers"})
@@ -244,6 +311,7 @@ class _Session:
             while thread.is_alive() and not self._gave_up():
                 thread.join(_POLL_SECONDS)
                 self._handle_messages()
+                self._pass_on_stop()
         self._handle_messages()
         if self._fatal is not None:
             raise ClusterError(self._fatal)
@@ -279,6 +347,12 @@ class _Session:
                 message = {"type": "event", **self._events.write(message["event"], **details)}
             self._listener(message)
 
+    def _pass_on_stop(self) -> None:
+        if self._stop_asked is not None and not self._stop_passed_on:
+            self._stop_passed_on = True
+            self._mailbox.request_stop.remote()
+            self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
+
     def _gave_up(self) -> bool:
         """Whether the workers were told of an error that ends the run, and Ray Train still has not ended."""
         return self._fatal_since is not None and time.monotonic() - self._fatal_since > _FATAL_GRACE_SECONDS
@@ -292,17 +366,12 @@ class _Session:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        asked: float | None = None
 
         def stop(number: int, frame: Any) -> None:
-            nonlocal asked
-            if asked is not None:
-                if time.monotonic() - asked > _SAME_WISH_SECONDS:
-                    raise KeyboardInterrupt
-                return
-            asked = time.monotonic()
-            self._mailbox.request_stop.remote()
-            self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
+            if self._stop_asked is None:
+                self._stop_asked = time.monotonic()
+            elif time.monotonic() - self._stop_asked > _SAME_WISH_SECONDS:
+                raise KeyboardInterrupt
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
@@ -314,18 +383,13 @@ class _Session:
 
 def _explain(error: Exception, config: RunConfig) -> str:
     failures = getattr(error, "worker_failures", None) or {}
-    lines = [f"the training failed, and its {config.resources.max_failures} replacements of lost workers are used up."]
-    for rank, failure in sorted(failures.items()):
-        lines.append(f"rank {rank}: {failure}")
-    if not failures:
-        lines.append(str(error))
+    if failures:
+        lines = [f"workers failed more often than resources.max_failures = {config.resources.max_failures} allows."]
+        lines += [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
+    else:
+        lines = [f"Ray Train could not go on: {error}"]
     lines.append("Checkpoints up to the last saved one are whole; the same command continues from there.")
     return "\n".join(lines)
 
 
-def resolve_storage(config: RunConfig) -> RunConfig:
-    """The run with its storage as an absolute path."""
-    return replace(config, storage=str(Path(config.storage).expanduser().resolve()))
-
-
-__all__ = ["Launch", "RunOutcome", "resolve_storage", "run_training"]
+__all__ = ["Launch", "RunOutcome", "run_training"]

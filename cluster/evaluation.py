@@ -21,14 +21,14 @@ def evaluate(
     micro_batch_size: int,
     document_mask: bool,
     max_sequences: int | None,
-) -> tuple[float, float]:
+) -> float | None:
     """Loss over the first `max_sequences` sequences of a validation split; all of them when null.
 
     Every rank makes the same number of forward passes, with padding rows where the sequences do not divide: each
     target counts once, on any number of ranks.
 
     Returns:
-        Mean cross entropy in nats, and the number of targets it is the mean of.
+        Mean cross entropy in nats; None where there is no target.
     """
     total = len(sequences) if max_sequences is None else min(len(sequences), max_sequences)
     stride = topology.world_size * micro_batch_size
@@ -45,4 +45,4 @@ def evaluate(
         loss_sum += sums.loss_sum
         weight_sum += sums.weight_sum
     whole_loss, whole_weight = collectives.sum([loss_sum.item(), weight_sum.item()])
-    return whole_loss / whole_weight, whole_weight
+    return whole_loss / whole_weight if whole_weight else None

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cluster.batches import to_device
-from cluster.checkpoint import CheckpointInfo, CheckpointReader, find_checkpoint, verify
+from cluster.checkpoint import CheckpointInfo, CheckpointReader, find_checkpoint, newest_verified, verify
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError
 from cluster.record import perplexity
@@ -35,7 +35,7 @@ class LoadedModel:
     model: Transformer
     tokenizer: Tokenizer
     data: DataConfig
-    dataset_path: str
+    dataset_paths: tuple[str, ...]
     step: int
     run_directory: Path
 
@@ -53,7 +53,6 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     """
     info, run_directory = _resolve(Path(reference).expanduser().resolve())
     assert info.manifest is not None
-    verify(info)
     run = info.manifest.run
     tokenizer = Tokenizer.load(run_directory / TOKENIZER_NAME)
     config = resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size)
@@ -68,14 +67,18 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
         model=model.to(device).eval(),
         tokenizer=tokenizer,
         data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
-        dataset_path=data["dataset"] if isinstance(data["dataset"], str) else data["dataset"][0]["path"],
+        dataset_paths=(
+            (data["dataset"],)
+            if isinstance(data["dataset"], str)
+            else tuple(entry["path"] for entry in data["dataset"])
+        ),
         step=info.step,
         run_directory=run_directory,
     )
 
 
-def evaluate_dataset(loaded: LoadedModel, dataset_path: str | None = None) -> dict[str, float]:
-    """Mean cross entropy over the validation split of the run's dataset, or of another one.
+def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]:
+    """Mean cross entropy over the validation split of a dataset.
 
     Returns:
         loss (nats per token), perplexity, tokens (targets scored).
@@ -83,7 +86,7 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str | None = None) -> di
     Raises:
         DatasetError: The dataset was built with another tokenizer, or has no validation split.
     """
-    dataset = Dataset.open(dataset_path or loaded.dataset_path)
+    dataset = Dataset.open(dataset_path)
     if dataset.tokenizer_hash != loaded.tokenizer.hash:
         raise DatasetError(
             f"dataset {dataset.directory} was built with tokenizer {dataset.tokenizer_hash}, and the model was trained "
@@ -140,10 +143,13 @@ def _device(loaded: LoadedModel) -> str:
 def _resolve(path: Path) -> tuple[CheckpointInfo, Path]:
     if (path / MANIFEST_NAME).exists() and path.parent.name == "checkpoints":
         run_directory = path.parent.parent
-        return find_checkpoint(run_directory, int(path.name.removeprefix("step-"))), run_directory
+        info = find_checkpoint(run_directory, int(path.name.removeprefix("step-")))
+        verify(info)
+        return info, run_directory
     if not (path / "run.json").exists():
         raise RunNotFoundError(
             f"{path} is neither a run nor a checkpoint: a run has a run.json, a checkpoint a {MANIFEST_NAME}. Name a "
             "run's directory (storage/name), or one of its checkpoints/step-…"
         )
-    return find_checkpoint(path), path
+    newest = newest_verified(path)  # asked for the run, not for one checkpoint: a damaged one is passed over
+    return (newest, path) if newest is not None else (find_checkpoint(path), path)

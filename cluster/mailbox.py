@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _POLL_SECONDS = 0.5
 
@@ -37,8 +38,9 @@ class Mailbox:
 
 
 def start_mailbox() -> Any:
-    """Start the actor beside the driver; it takes no CPU of the run's."""
-    return ray.remote(num_cpus=0)(Mailbox).remote()
+    """Start the actor on the driver's node, with which it lives and dies; it takes no CPU of the run's."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
 
 
 class MailboxLink:
@@ -64,8 +66,9 @@ class MailboxLink:
         return self._stop.is_set()
 
     def close(self) -> None:
-        """End the watching thread."""
+        """End the watching thread, once every message sent so far has arrived."""
         self._closed.set()
+        ray.get(self._mailbox.stop_requested.remote())  # an actor takes one caller's calls in order
 
     def _watch(self) -> None:
         while not self._closed.wait(_POLL_SECONDS):

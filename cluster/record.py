@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
 from data_pipeline.publish import sync_file, write_atomically
+
+logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
 DISCARDED_NAME = "discarded.jsonl"
@@ -24,10 +30,16 @@ def read_lines(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with path.open("rb") as file:
-        for line in file:
+        for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
-            yield json.loads(line)
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise StorageError(
+                    f"{path}, line {number} is not JSON ({error}): it was edited or damaged. Restore the file from a "
+                    "copy, or remove the line."
+                ) from error
 
 
 def perplexity(loss: float) -> float:
@@ -65,12 +77,12 @@ class MetricsLog:
         self._clock = clock
         rows = list(read_lines(self._path))
         kept = [row for row in rows if row["step"] <= after_step]
-        discarded = [row for row in rows if row["step"] > after_step]
-        if discarded:
-            _append(directory / DISCARDED_NAME, discarded)
+        self._discard(directory / DISCARDED_NAME, [row for row in rows if row["step"] > after_step])
         write_atomically(self._path, b"".join(_line(row) for row in kept))
         self._known = {_identity(row) for row in kept}
+        self._lock = threading.Lock()  # the checkpoint thread makes lines durable
         self._file = self._path.open("ab", buffering=0)
+        self._pending = b""
 
     def write(self, kind: str, step: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Append one line.
@@ -88,15 +100,22 @@ class MetricsLog:
         if identity in self._known:
             raise ValueError(f"metrics.jsonl has a line for {identity} already: each step is logged once.")
         self._known.add(identity)
-        self._file.write(_line(row))
+        with self._lock:
+            self._pending += _line(row)
+            try:
+                self._flush()
+            except OSError as error:  # training goes on; no checkpoint is published before the lines are there
+                logger.warning("%s cannot be written (%s): its lines wait in memory", self._path, error.strerror)
         return row
 
-    def has(self, kind: str, step: int, name: str | None = None) -> bool:
-        """Whether a line of this kind, name and step is there."""
-        return (kind, name, step) in self._known
-
     def sync(self) -> None:
-        """Make all lines durable; a checkpoint is published only after its metrics are."""
+        """Make all lines durable; a checkpoint is published only after its metrics are.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        with self._lock:
+            self._flush()
         sync_file(self._path)
 
     def close(self) -> None:
@@ -105,6 +124,18 @@ class MetricsLog:
             self.sync()
             self._file.close()
 
+    def _flush(self) -> None:
+        _write_whole(self._file.fileno(), self._pending)
+        self._pending = b""
+
+    @staticmethod
+    def _discard(path: Path, rows: list[dict[str, Any]]) -> None:
+        """Keep lines that no longer count, each once, also when a kill makes this happen twice."""
+        if rows:
+            _close_torn_tail(path)
+            there = {(_identity(row), row["attempt"]) for row in read_lines(path)}
+            _append(path, [row for row in rows if (_identity(row), row["attempt"]) not in there])
+
 
 class EventsLog:
     """events.jsonl of a run: append-only; a torn tail left by a killed driver is closed first."""
@@ -112,11 +143,7 @@ class EventsLog:
     def __init__(self, directory: Path, *, clock: Callable[[], float]) -> None:
         self._path = directory / EVENTS_NAME
         self._clock = clock
-        if self._path.exists():
-            data = self._path.read_bytes()
-            whole = data[: data.rfind(b"\n") + 1]
-            if len(whole) < len(data):
-                write_atomically(self._path, whole)
+        _close_torn_tail(self._path)
 
     def write(self, event: str, **details: Any) -> dict[str, Any]:
         """Append one event durably.
@@ -139,5 +166,27 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 def _append(path: Path, rows: list[dict[str, Any]]) -> None:
     with path.open("ab", buffering=0) as file:
-        file.write(b"".join(_line(row) for row in rows))
+        _write_whole(file.fileno(), b"".join(_line(row) for row in rows))
         os.fsync(file.fileno())
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    """Append all of the data or, where that fails, nothing."""
+    before = os.fstat(descriptor).st_size
+    try:
+        written = 0
+        while written < len(data):
+            written += os.write(descriptor, data[written:])
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
+def _close_torn_tail(path: Path) -> None:
+    """Remove a half-written last line, which only a killed process leaves."""
+    if path.exists():
+        data = path.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            write_atomically(path, whole)

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.config import RunConfig
 from cluster.errors import RunRefusedError
 from llm.config import ScheduleConfig
 from llm.schedule import decay_start
@@ -119,12 +118,3 @@ def _rate_unaffected(before: Mapping[str, Any], after: Mapping[str, Any], step: 
         return False
     schedule = ScheduleConfig(**after["schedule"])
     return all(step <= decay_start(schedule, max_steps=document["train"]["max_steps"]) for document in (before, after))
-
-
-def layout_facts(config: RunConfig) -> dict[str, Any]:
-    """The free part of a configuration that shapes a run's workers; shown in events."""
-    return {
-        "workers": config.resources.workers,
-        "zero_stage": config.zero.stage,
-        "micro_batch_size": config.train.micro_batch_size,
-    }

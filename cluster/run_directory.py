@@ -21,6 +21,8 @@ from data_pipeline.publish import write_atomically
 RUN_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer.model"
+PUBLISHED_STEP = "published_step"
+"""Key in run.json: the step of the last checkpoint that was published."""
 _LOCK_NAME = ".lock"
 
 
@@ -127,10 +129,17 @@ def exclusive(path: Path) -> Iterator[None]:
                 f"run {path} is being written by {holder}: two drivers would spoil each other's record. Wait for it, "
                 "stop it, or give this run another name."
             ) from error
+        if not _is_at(file.fileno(), path / _LOCK_NAME):
+            raise RunBusyError(f"run {path} was set aside by another command in this moment. Give the command again.")
         file.truncate(0)
         file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         file.flush()
         yield
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    """Whether the open file is still the one at the path."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def config_as_dict(config: RunConfig) -> dict[str, Any]:

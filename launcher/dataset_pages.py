@@ -7,6 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from data_pipeline.manifest import BuildLedger, Manifest
+from data_pipeline.plan import TrainingLedger
 from launcher.console import table
 
 
@@ -28,6 +29,16 @@ def ledger_table(ledger: BuildLedger) -> Table:
         rows.add_row(f"dropped: {reason}", f"{documents:,}", f"{size:,}")
     rows.add_row("removed by normalisation", "", f"{ledger.bytes_removed_by_normalisation:,}")
     return rows
+
+
+def token_account(ledger: TrainingLedger) -> str:
+    """Where every training token of the epoch in progress has gone, in one line that adds up."""
+    epochs = f" after {ledger.completed_epochs:,} whole epochs" if ledger.completed_epochs else ""
+    return (
+        f"tokens  {ledger.dataset}{epochs}: {ledger.train_tokens:,} train = {ledger.trained_tokens:,} trained"
+        f" + {ledger.not_yet_used_tokens:,} not yet used + {ledger.tail_tokens:,} tail"
+        f" + {ledger.skipped_tokens:,} skipped; {ledger.validation_tokens:,} validation"
+    )
 
 
 def source_table(manifest: Manifest) -> Table:

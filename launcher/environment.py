@@ -25,10 +25,20 @@ def ray_address(environment: Mapping[str, str] = os.environ) -> str | None:
 def wandb_mode(
     asked: Literal["auto", "online", "offline", "disabled"], environment: Mapping[str, str] = os.environ
 ) -> Literal["online", "offline", "disabled"]:
-    """Resolve `auto`: online where WANDB_API_KEY or the netrc file has an API key, offline elsewhere."""
-    if asked != "auto":
-        return asked
-    return "online" if environment.get("WANDB_API_KEY") or _in_netrc(environment) else "offline"
+    """Resolve `auto`: online where WANDB_API_KEY or the netrc file has an API key, offline elsewhere.
+
+    Raises:
+        ConfigError: `online` was asked for by name, and there is no key.
+    """
+    has_key = bool(environment.get("WANDB_API_KEY")) or _in_netrc(environment)
+    if asked == "online" and not has_key:
+        raise ConfigError(
+            f"wandb.mode is online, and no API key for {wandb_server(environment)} was found in WANDB_API_KEY or the "
+            "netrc file. Run `wandb login`, or set wandb.mode=offline: the files can be uploaded later."
+        )
+    if asked == "auto":
+        return "online" if has_key else "offline"
+    return asked
 
 
 def wandb_server(environment: Mapping[str, str] = os.environ) -> str:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from launcher.config_file import resolved_yaml
 from launcher.environment import ray_address, require_lasting_paths, wandb_mode, wandb_server
 from launcher.samples import is_sample, resolve_datasets, resolve_samples
+
+if TYPE_CHECKING:
+    from data_pipeline.plan import TrainingLedger
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,8 +33,10 @@ class TrainingResult:
     """False when the run was finished before the command."""
     validation: dict[str, float]
     """Last validation perplexity of each dataset."""
-    report: Path
-    """The HTML page about the run."""
+    ledger: tuple[TrainingLedger, ...]
+    """Tokens of each dataset, accounted for."""
+    report: Path | None
+    """The HTML page about the run; None where it could not be written."""
 
 
 def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]], None]) -> TrainingResult:
@@ -43,7 +51,6 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
     config = resolve_samples(absolute(config), listener)
 
     from cluster.driver import Launch, run_training
-    from launcher.report import write_report
 
     launch = Launch(
         resolved_yaml=resolved_yaml(config),
@@ -55,7 +62,7 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
     try:
         outcome = run_training(config, launch, listener)
     except Exception:
-        _report_failure(Path(config.storage) / config.name)
+        _write_report(Path(config.storage) / config.name)
         raise
     return TrainingResult(
         run_directory=outcome.run_directory,
@@ -63,16 +70,22 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         status=outcome.status,
         trained_now=outcome.trained_now,
         validation=outcome.validation,
-        report=write_report(outcome.run_directory),
+        ledger=outcome.ledger,
+        report=_write_report(outcome.run_directory),
     )
 
 
-def _report_failure(run_directory: Path) -> None:
-    """Write the report of a run that failed, where there is something to show."""
+def _write_report(run_directory: Path) -> Path | None:
+    """Write the report where there is something to show; it is a view, so that failing at it fails nothing else."""
     from launcher.report import write_report
 
-    if (run_directory / "events.jsonl").exists():
-        write_report(run_directory)
+    if not (run_directory / "events.jsonl").exists():
+        return None
+    try:
+        return write_report(run_directory)
+    except OSError as error:
+        logger.warning("the report of %s could not be written: %s", run_directory, error)
+        return None
 
 
 def absolute(config: RunConfig) -> RunConfig:

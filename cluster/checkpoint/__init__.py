@@ -5,7 +5,9 @@ from cluster.checkpoint.catalog import (
     clean_leftovers,
     find_checkpoint,
     list_checkpoints,
+    newest_verified,
     reject,
+    rejected_for_loss,
     steps_to_delete,
     verify,
 )
@@ -21,7 +23,9 @@ __all__ = [
     "clean_leftovers",
     "find_checkpoint",
     "list_checkpoints",
+    "newest_verified",
     "reject",
+    "rejected_for_loss",
     "steps_to_delete",
     "verify",
 ]

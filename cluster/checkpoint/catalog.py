@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name, step_directory
+from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name
 from cluster.errors import CheckpointError, RunNotFoundError
 from data_pipeline.publish import file_hashes, write_atomically
+
+logger = logging.getLogger(__name__)
 
 REJECTED_NAME = "REJECTED.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
@@ -53,6 +58,21 @@ def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointI
     return chosen[-1]
 
 
+def newest_verified(run_directory: Path) -> CheckpointInfo | None:
+    """The newest usable checkpoint whose every byte is as it was written; damaged ones are rejected on the way."""
+    for info in reversed(list_checkpoints(run_directory)):
+        if info.problem is None:
+            try:
+                verify(info)
+            except CheckpointError as error:
+                logger.warning("checkpoint of step %d is not used: %s", info.step, error)
+                with contextlib.suppress(OSError):  # read-only, or gone in this moment
+                    reject(info, str(error), kind="damage")
+            else:
+                return info
+    return None
+
+
 def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> None:
     """Compare files with their sizes and hashes.
 
@@ -83,15 +103,40 @@ def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> N
             )
 
 
-def reject(info: CheckpointInfo, reason: str) -> None:
-    """Mark a checkpoint as unusable, so that no later attempt takes it. Its files stay for inspection."""
-    document = {"reason": reason, "time_unix_seconds": time.time()}
+def reject(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss"]) -> None:
+    """Mark a checkpoint as unusable, so that no later attempt takes it.
+
+    Its files stay for inspection until retention passes it; removing REJECTED.json takes the rejection back.
+    """
+    document = {"kind": kind, "reason": reason, "time_unix_seconds": time.time()}
     write_atomically(info.directory / REJECTED_NAME, json.dumps(document).encode())
+
+
+def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
+    """Steps of later checkpoints that were rejected because they gave another loss."""
+    return [
+        info.step
+        for info in list_checkpoints(run_directory)
+        if info.step > after_step
+        and (info.directory / REJECTED_NAME).exists()
+        and json.loads((info.directory / REJECTED_NAME).read_bytes()).get("kind") == "loss"
+    ]
 
 
 def steps_to_delete(steps: Sequence[int], keep_last: int) -> list[int]:
     """Steps whose checkpoints retention removes: all but the newest `keep_last`."""
     return sorted(steps)[:-keep_last]
+
+
+def apply_retention(run_directory: Path, keep_last: int) -> None:
+    """Delete old checkpoints, and unusable ones that are older than all that are kept."""
+    infos = list_checkpoints(run_directory)
+    usable = [info.step for info in infos if info.problem is None]
+    deleted = steps_to_delete(usable, keep_last)
+    oldest_kept = min(set(usable) - set(deleted), default=0)
+    for info in infos:
+        if info.step < oldest_kept:
+            delete(info.directory)
 
 
 def delete(directory: Path) -> None:
@@ -104,21 +149,24 @@ def clean_leftovers(run_directory: Path, attempt: int) -> list[Path]:
     """Remove what attempts before this one began to save and never published.
 
     Returns:
-        The directories removed.
+        The directories and files removed.
     """
     removed = []
     for directory in sorted((run_directory / "checkpoints").glob("step-*")):
-        published = _published_attempt(directory)
+        published = published_attempt(directory)
         for child in sorted(directory.glob("attempt-*")):
             if child.name not in (published, attempt_name(attempt)):
                 shutil.rmtree(child, ignore_errors=True)
                 removed.append(child)
         if published is None and not any(directory.glob("attempt-*")):
             shutil.rmtree(directory, ignore_errors=True)
+    for torn in [*run_directory.glob(".*.tmp"), *(run_directory / "checkpoints").glob("**/.*.tmp")]:
+        torn.unlink(missing_ok=True)
+        removed.append(torn)
     return removed
 
 
-def _published_attempt(directory: Path) -> str | None:
+def published_attempt(directory: Path) -> str | None:
     """Attempt whose files the manifest names; of an unreadable manifest, keep every attempt's files."""
     if not (directory / MANIFEST_NAME).exists():
         return None
@@ -145,16 +193,3 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
             state = "is missing" if size is None else f"has {size} bytes instead of {record.size_bytes}"
             return CheckpointInfo(step, directory, manifest, f"checkpoint file {path} {state}.")
     return CheckpointInfo(step, directory, manifest, None)
-
-
-__all__ = [
-    "CheckpointInfo",
-    "clean_leftovers",
-    "delete",
-    "find_checkpoint",
-    "list_checkpoints",
-    "reject",
-    "step_directory",
-    "steps_to_delete",
-    "verify",
-]

@@ -1,22 +1,27 @@
 """Writing checkpoints beside the training: a copy on the step path, everything else in a thread without collectives.
 
 Every rank writes its file and then its index; rank 0 waits for all indexes and for the loss of the next batch, and
-publishes the manifest last. At most one checkpoint is in flight: the next one waits for it.
+publishes the manifest last. At most one checkpoint is in flight. One that cannot be written is given up and the next
+one is tried; only two in a row, or the last of a run, are an error.
 """
 
 from __future__ import annotations
 
 import errno
 import logging
+import math
+import os
+import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from cluster.checkpoint import catalog
@@ -32,12 +37,14 @@ from cluster.checkpoint.manifest import (
     tensor_key,
 )
 from cluster.engine import FragmentState
-from cluster.errors import CheckpointError, StorageError
+from cluster.errors import CheckpointError, ClusterError, StorageError
 from data_pipeline.publish import file_hashes, seal, sync_directory, sync_file, unseal, write_atomically
 
 logger = logging.getLogger(__name__)
 
-_POLL_SECONDS = 0.05
+_POLL_SECONDS = 0.02
+_OS_ERROR = re.compile(r"os error (\d+)")
+_FAILURES_ALLOWED = 1
 
 
 @dataclass
@@ -45,14 +52,32 @@ class _Save:
     """One checkpoint in flight."""
 
     step: int
+    directory: Path
     states: Sequence[FragmentState]
     run: Mapping[str, Any]
-    next_loss_known: threading.Event
     next_loss: float | None = None
+    next_loss_known: threading.Event = field(default_factory=threading.Event)
+    written: threading.Event = field(default_factory=threading.Event)
+    """This rank's part is on disk, or has failed."""
+    abandoned: threading.Event = field(default_factory=threading.Event)
+    """Some rank's part has failed: there is nothing to wait for."""
+    problem: str | None = None
 
 
 class CheckpointWriter:
-    """Writes this rank's part of checkpoints; on rank 0, publishes them and applies retention."""
+    """Writes this rank's part of checkpoints; on rank 0, publishes them and applies retention.
+
+    Args:
+        run_directory: The run.
+        attempt: This attempt's number.
+        rank: This rank.
+        world_size: Number of ranks.
+        keep_last: Checkpoints that retention leaves.
+        agree: Gives every rank the first rank's problem, or None; collective.
+        before_publish: Called on rank 0 before the manifest is written; an error keeps it from being written.
+        on_saved: Called on rank 0 after it was.
+        other_ranks_timeout_seconds: How long rank 0 waits for the other parts.
+    """
 
     def __init__(
         self,
@@ -62,6 +87,7 @@ class CheckpointWriter:
         rank: int,
         world_size: int,
         keep_last: int,
+        agree: Callable[[str | None], str | None] = lambda problem: problem,
         before_publish: Callable[[], None] = lambda: None,
         on_saved: Callable[[dict[str, Any]], None] = lambda event: None,
         other_ranks_timeout_seconds: float = 1800.0,
@@ -71,15 +97,16 @@ class CheckpointWriter:
         self._rank = rank
         self._world_size = world_size
         self._keep_last = keep_last
+        self._agree = agree
         self._before_publish = before_publish
         self._on_saved = on_saved
         self._timeout_seconds = other_ranks_timeout_seconds
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
-        self._error: BaseException | None = None
+        self._failures = 0
 
     def save(self, step: int, states: Sequence[FragmentState], run: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint from host copies; returns once an earlier one is done.
+        """Begin to write a checkpoint from host copies, once an earlier one is done. Collective.
 
         Args:
             step: Steps made so far.
@@ -87,17 +114,18 @@ class CheckpointWriter:
             run: The manifest's `run` part; used on rank 0.
 
         Raises:
-            StorageError: An earlier checkpoint could not be written.
+            StorageError: Two checkpoints in a row could not be written.
         """
-        self.wait()
-        save = self._save = _Save(step, states, run, threading.Event())
+        self._settle(failures_allowed=_FAILURES_ALLOWED)
+        directory = step_directory(self._run_directory, step) / attempt_name(self._attempt)
+        save = self._save = _Save(step, directory, states, run)
         self._thread = threading.Thread(target=self._work, args=(save,), name=f"checkpoint-{step}", daemon=True)
         self._thread.start()
 
     def next_loss(self, loss: float | None) -> None:
-        """Hand in the loss of the batch after the checkpoint in flight, which is published with it."""
+        """Hand in the loss of the batch after the checkpoint in flight; one that is not finite counts as unknown."""
         if self._save is not None and not self._save.next_loss_known.is_set():
-            self._save.next_loss = loss
+            self._save.next_loss = loss if loss is not None and math.isfinite(loss) else None
             self._save.next_loss_known.set()
 
     @property
@@ -105,53 +133,77 @@ class CheckpointWriter:
         """Whether a checkpoint in flight still lacks the loss of the next batch."""
         return self._save is not None and not self._save.next_loss_known.is_set()
 
-    def wait(self) -> None:
-        """Wait for the checkpoint in flight; one without a next loss is published without.
+    def finish(self) -> None:
+        """Wait for the checkpoint in flight, at the end of a run. Collective.
 
         Raises:
             StorageError: It could not be written.
         """
+        self._settle(failures_allowed=0)
+
+    def close(self, timeout_seconds: float = 60.0) -> None:
+        """Let the checkpoint in flight end by itself, when this rank ends early and cannot agree with the others."""
         self.next_loss(None)
         if self._thread is not None:
-            self._thread.join()
-        self._thread = self._save = None
-        self.raise_error()
+            self._thread.join(timeout_seconds)
 
-    def raise_error(self) -> None:
-        """Raise what went wrong in the thread, if anything did."""
-        if self._error is not None:
-            raise self._error
+    def _settle(self, *, failures_allowed: int) -> None:
+        save = self._save
+        if save is None or self._thread is None:
+            return
+        self.next_loss(None)
+        save.written.wait()
+        problem = self._agree(save.problem)
+        if problem is not None:
+            save.abandoned.set()
+        self._thread.join()
+        problem = problem or self._agree(save.problem)  # rank 0 may have failed to publish
+        self._save = self._thread = None
+        self._failures = self._failures + 1 if problem else 0
+        if problem and self._failures > failures_allowed:
+            raise StorageError(
+                f"{problem} Earlier checkpoints are whole. Make room (or lower checkpoint.keep_last) and give the same "
+                "command again."
+            )
 
     def _work(self, save: _Save) -> None:
-        directory = step_directory(self._run_directory, save.step) / attempt_name(self._attempt)
         try:
-            self._write_rank(directory, save.states)
-            save.states = ()
-            if self._rank == 0:
-                self._publish(directory, save)
-        except OSError as error:
-            shutil.rmtree(directory, ignore_errors=True)
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "the storage is full" if full else f"{error.strerror or error}"
-            self._error = StorageError(
-                f"checkpoint of step {save.step} could not be written to {directory}: {what}. Earlier checkpoints are "
-                "whole. Make room (or lower checkpoint.keep_last) and give the same command again."
-            )
-            self._error.__cause__ = error
-        except BaseException as error:  # noqa: BLE001 - kept for the training thread, which raises it
-            self._error = error
+            self._write_rank(save)
+        except (OSError, SafetensorError) as error:
+            self._fail(save, error)
+            return
+        finally:
+            save.written.set()
+        if self._rank != 0:
+            return
+        try:
+            self._publish(save)
+        except (OSError, ClusterError) as error:
+            self._fail(save, error)
 
-    def _write_rank(self, directory: Path, states: Sequence[FragmentState]) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def _fail(self, save: _Save, error: Exception) -> None:
+        """Note the problem, say it at once, and remove what no manifest names."""
+        save.states = ()
+        save.problem = (
+            f"the checkpoint of step {save.step} could not be written to {save.directory}: {_explain(error)}."
+        )
+        logger.error("%s", save.problem)
+        if catalog.published_attempt(save.directory.parent) != save.directory.name:
+            shutil.rmtree(save.directory, ignore_errors=True)
+
+    def _write_rank(self, save: _Save) -> None:
+        save.directory.mkdir(parents=True, exist_ok=True)
         name = f"rank-{self._rank:05d}"
-        path = directory / f"{name}.safetensors"
+        path = save.directory / f"{name}.safetensors"
         tensors: dict[str, torch.Tensor] = {
-            tensor_key(state, held.fragment.name): tensor for held in states for state, tensor in held.tensors.items()
+            tensor_key(state, held.fragment.name): tensor
+            for held in save.states
+            for state, tensor in held.tensors.items()
         }
         save_file(tensors, path)
         sync_file(path)
         hashes = file_hashes(path)
-        relative = f"{directory.name}/{path.name}"
+        relative = f"{save.directory.name}/{path.name}"
         record = FileRecord(relative, hashes.size_bytes, hashes.hash, tuple(hashes.blocks))
         pieces = [
             {
@@ -168,12 +220,13 @@ class CheckpointWriter:
                     )
                 ),
             }
-            for held in states
+            for held in save.states
         ]
-        write_atomically(directory / f"{name}.json", seal({"file": asdict(record), "pieces": pieces}))
+        save.states = ()
+        write_atomically(save.directory / f"{name}.json", seal({"file": asdict(record), "pieces": pieces}))
 
-    def _publish(self, directory: Path, save: _Save) -> None:
-        parts = self._collect(directory)
+    def _publish(self, save: _Save) -> None:
+        parts = self._collect(save)
         save.next_loss_known.wait()
         pieces: dict[str, list[Piece]] = {}
         states: set[str] = set()
@@ -191,30 +244,36 @@ class CheckpointWriter:
             pieces={name: tuple(sorted(held, key=lambda piece: piece.offset)) for name, held in pieces.items()},
             files=tuple(file_from_json(part["file"]) for part in parts),
         )
-        sync_directory(directory)
+        sync_directory(save.directory)
         self._before_publish()
-        (directory.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)
-        write_atomically(directory.parent / MANIFEST_NAME, manifest.to_bytes())
-        self._apply_retention()
+        (save.directory.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)
+        write_atomically(save.directory.parent / MANIFEST_NAME, manifest.to_bytes())
         self._on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
+        try:
+            catalog.apply_retention(self._run_directory, self._keep_last)
+        except OSError as error:
+            logger.warning("old checkpoints of %s could not be removed: %s", self._run_directory, error)
 
-    def _collect(self, directory: Path) -> list[dict[str, Any]]:
+    def _collect(self, save: _Save) -> list[dict[str, Any]]:
         deadline = time.monotonic() + self._timeout_seconds
         parts = []
         for rank in range(self._world_size):
-            path = directory / f"rank-{rank:05d}.json"
+            path = save.directory / f"rank-{rank:05d}.json"
             while not path.exists():
+                if save.abandoned.is_set():
+                    raise CheckpointError("another rank could not write its part")
                 if time.monotonic() > deadline:
-                    raise CheckpointError(
-                        f"rank {rank} did not hand in its part of {directory} within {self._timeout_seconds:.0f} s; "
-                        "the checkpoint was not published."
-                    )
+                    raise CheckpointError(f"rank {rank} did not hand in its part within {self._timeout_seconds:g} s")
                 time.sleep(_POLL_SECONDS)
             parts.append(unseal(path.read_bytes(), str(path)))
         return parts
 
-    def _apply_retention(self) -> None:
-        infos = catalog.list_checkpoints(self._run_directory)
-        usable = {info.step: info for info in infos if info.problem is None}
-        for step in catalog.steps_to_delete(list(usable), self._keep_last):
-            catalog.delete(usable[step].directory)
+
+def _explain(error: Exception) -> str:
+    """The reason in words; safetensors gives the system's error number in its text only."""
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, SafetensorError) and (match := _OS_ERROR.search(str(error))):
+        number = int(match[1])
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        return "the storage is full"
+    return os.strerror(number) if number is not None else str(error)

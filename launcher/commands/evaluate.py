@@ -43,16 +43,20 @@ def evaluate(
 
     loaded = load_run(run_or_checkpoint)
     if content is not None:
-        figures = evaluate_text(loaded, content)
+        scored = {str(text): evaluate_text(loaded, content)}
     else:
-        figures = evaluate_dataset(loaded, str(dataset) if dataset is not None else None)
+        paths = [str(dataset)] if dataset is not None else loaded.dataset_paths
+        scored = {path: evaluate_dataset(loaded, path) for path in paths}
     if as_json:
-        print_json({"run_directory": str(loaded.run_directory), "step": loaded.step, **figures})
+        results = [{"text" if content is not None else "dataset": path, **figures} for path, figures in scored.items()]
+        print_json({"run_directory": str(loaded.run_directory), "step": loaded.step, "results": results})
         return
     typer.echo(f"step        {loaded.step:,}")
-    typer.echo(f"tokens      {figures['tokens']:,}")
-    typer.echo(f"loss        {figures['loss']:.4f} nats per token")
-    typer.echo(f"perplexity  {figures['perplexity']:.2f}")
+    for path, figures in scored.items():
+        typer.echo(f"{'text' if content is not None else 'dataset':11s} {path}")
+        typer.echo(f"tokens      {figures['tokens']:,}")
+        typer.echo(f"loss        {figures['loss']:.4f} nats per token")
+        typer.echo(f"perplexity  {figures['perplexity']:.2f}")
 
 
 def _read(path: Path) -> str:

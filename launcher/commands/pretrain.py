@@ -33,6 +33,7 @@ def pretrain(
     """
     from launcher.config_file import load_run_config
     from launcher.console import is_interactive, messages, results
+    from launcher.dataset_pages import token_account
     from launcher.errors import InterruptError
     from launcher.progress import TrainingProgress
     from launcher.training import train
@@ -46,10 +47,13 @@ def pretrain(
         raise InterruptError("stopped. The same command continues the run from its last checkpoint.") from error
     out = results()
     if not result.trained_now:
-        out.print(f"the run had finished before, at step {result.step:,}; raise train.max_steps or give --fresh")
+        out.print(f"the run had finished before, at step {result.step:,}; --fresh sets it aside and begins anew")
     for name, perplexity in result.validation.items():
         out.print(f"validation perplexity {perplexity:.2f}  ({name})")
+    for entry in result.ledger:
+        out.print(token_account(entry))
     out.print(f"run     {result.run_directory}")
-    out.print(f"report  {result.report}")
+    if result.report is not None:
+        out.print(f"report  {result.report}")
     if result.status == "stopped":
         raise InterruptError(f"stopped after step {result.step:,}. The same command continues the run from there.")

@@ -15,6 +15,7 @@ from gloo import run_ranks
 
 from cluster.batches import micro_batch_count, rows_of_rank
 from cluster.checkpoint import CheckpointReader, CheckpointWriter, find_checkpoint
+from cluster.collectives import Collectives
 from cluster.engine import Engine, MicroBatch
 from cluster.initial_state import InitialState
 from cluster.topology import Topology
@@ -127,9 +128,10 @@ def save_all(topology: Topology, cases: list[Case], directory: Path) -> dict[str
             rank=topology.rank,
             world_size=topology.world_size,
             keep_last=1,
+            agree=Collectives().first_error,
         )
         writer.save(6, engine.snapshot(), {})
-        writer.wait()
+        writer.finish()
         curves[f"{topology.world_size}-{case}"] = train_steps(engine, case, topology, range(7, 7 + STEPS))[0]
     return curves
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +11,16 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
 from cluster.checkpoint import (
     CheckpointReader,
     CheckpointWriter,
+    catalog,
     clean_leftovers,
     find_checkpoint,
     list_checkpoints,
+    newest_verified,
     reject,
     steps_to_delete,
     verify,
@@ -49,7 +54,7 @@ def save(
     for part in writers:
         part.next_loss(2.5)
     for part in reversed(writers):
-        part.wait()
+        part.finish()
 
 
 @given(
@@ -85,8 +90,8 @@ def test_checkpoint_is_not_found_when_a_rank_did_not_hand_in_its_part(tmp_path: 
     part = CheckpointWriter(tmp_path, attempt=1, rank=0, world_size=2, keep_last=3, other_ranks_timeout_seconds=0.1)
     part.save(1, states(0, 12), {})
     part.next_loss(1.0)
-    with pytest.raises(CheckpointError, match="rank 1 did not hand in its part"):
-        part.wait()
+    with pytest.raises(StorageError, match=r"rank 1 did not hand in its part within 0\.1 s"):
+        part.finish()
     assert list_checkpoints(tmp_path) == []
     with pytest.raises(RunNotFoundError, match="has no usable checkpoint"):
         find_checkpoint(tmp_path)
@@ -114,22 +119,98 @@ def test_verify_refuses_every_random_corruption(tmp_path: Path) -> None:
     verify(list_checkpoints(tmp_path)[0])
 
 
-def test_storage_error_names_the_remedy_and_leaves_nothing_when_the_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    save(tmp_path, 1)
+_FILL = """
+import resource, sys
+from pathlib import Path
+sys.path[:0] = [{root!r}, {tests!r}]
+from test_checkpoint import states
+from cluster.checkpoint import CheckpointWriter
+from cluster.errors import StorageError
+writer = CheckpointWriter(Path({run!r}), attempt=1, rank=0, world_size=1, keep_last=3)
+writer.save(1, states(0, 35), {{}})
+writer.finish()
+resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))  # no file may grow past 200 bytes: a real error of the system
+writer.save(2, states(0, 35), {{}})
+try:
+    {then}
+except StorageError as error:
+    print(error)
+"""
 
-    def full(tensors: Any, path: Path) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(writer, "save_file", full)
-    part = CheckpointWriter(tmp_path, attempt=1, rank=0, world_size=1, keep_last=3)
-    part.save(2, states(0, 35), {})
-    with pytest.raises(StorageError, match=r"the storage is full\. Earlier checkpoints are whole\. Make room"):
-        part.wait()
+def fill_up(run: Path, then: str) -> str:
+    """Save with no room, in a process of its own; what it printed."""
+    here = Path(__file__).parent
+    script = _FILL.format(root=str(here.parents[2]), tests=str(here), run=str(run), then=then)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_storage_error_names_the_remedy_and_leaves_nothing_when_there_is_no_room(tmp_path: Path) -> None:
+    printed = fill_up(tmp_path, "writer.finish()")
+    assert "the checkpoint of step 2 could not be written to" in printed
+    assert "File too large. Earlier checkpoints are whole. Make room" in printed
     assert not list((tmp_path / "checkpoints" / "step-00000002").glob("attempt-*"))
     assert find_checkpoint(tmp_path).step == 1
+
+
+def test_run_goes_on_when_one_checkpoint_could_not_be_written_but_not_when_two_could_not(tmp_path: Path) -> None:
+    save_again = "writer.save(3, states(0, 35), {}); print('went on'); writer.save(4, states(0, 35), {})"
+    printed = fill_up(tmp_path, save_again)
+    assert printed.startswith("went on\nthe checkpoint of step 3 could not be written")
+
+
+def test_explanation_says_that_the_storage_is_full_whoever_reports_it() -> None:
+    assert writer._explain(OSError(errno.ENOSPC, "x")) == "the storage is full"
+    assert writer._explain(SafetensorError("I/O error: No space left on device (os error 28)")) == "the storage is full"
+    assert writer._explain(OSError(errno.EACCES, "x")) == "Permission denied"
+
+
+def test_published_checkpoint_stays_when_retention_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(directory: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    save(tmp_path, 1, keep_last=1)
+    monkeypatch.setattr(catalog, "delete", refuse)
+    save(tmp_path, 2, keep_last=1)
+    monkeypatch.undo()
+    verify(find_checkpoint(tmp_path, 2))
+
+
+def test_checkpoint_is_published_without_a_next_loss_when_that_is_not_finite(tmp_path: Path) -> None:
+    part = CheckpointWriter(tmp_path, attempt=1, rank=0, world_size=1, keep_last=3)
+    part.save(1, states(0, 35), {})
+    part.next_loss(float("nan"))
+    part.finish()
+    manifest = find_checkpoint(tmp_path).manifest
+    assert manifest is not None
+    assert manifest.next_batch_loss is None
+
+
+def test_retention_does_not_count_on_a_checkpoint_that_was_rejected(tmp_path: Path) -> None:
+    save(tmp_path, 1, keep_last=1)
+    save(tmp_path, 4, keep_last=2)
+    reject(list_checkpoints(tmp_path)[-1], "a byte was flipped", kind="damage")
+    save(tmp_path, 3, keep_last=1)
+    assert [info.step for info in list_checkpoints(tmp_path) if info.problem is None] == [3]
+    save(tmp_path, 5, keep_last=1)
+    assert [info.step for info in list_checkpoints(tmp_path)] == [5]
+
+
+def test_newest_verified_passes_over_damage_and_remembers_it(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    info = list_checkpoints(tmp_path)[-1]
+    assert info.manifest is not None
+    path = info.directory / info.manifest.files[0].path
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    found = newest_verified(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert "was altered" in str(list_checkpoints(tmp_path)[-1].problem)
 
 
 def test_old_checkpoints_are_deleted_when_more_than_kept(tmp_path: Path) -> None:
@@ -148,7 +229,7 @@ def test_retention_keeps_the_newest(steps: list[int], keep: int) -> None:
 def test_rejected_checkpoint_is_passed_over_with_its_reason(tmp_path: Path) -> None:
     save(tmp_path, 1)
     save(tmp_path, 2)
-    reject(list_checkpoints(tmp_path)[-1], "it gave another loss")
+    reject(list_checkpoints(tmp_path)[-1], "it gave another loss", kind="loss")
     assert find_checkpoint(tmp_path).step == 1
     assert list_checkpoints(tmp_path)[-1].problem == (
         f"checkpoint {tmp_path / 'checkpoints' / 'step-00000002'} was rejected: it gave another loss"
@@ -157,7 +238,7 @@ def test_rejected_checkpoint_is_passed_over_with_its_reason(tmp_path: Path) -> N
 
 def test_rejection_is_forgotten_when_the_step_is_saved_again(tmp_path: Path) -> None:
     save(tmp_path, 1)
-    reject(list_checkpoints(tmp_path)[-1], "it gave another loss")
+    reject(list_checkpoints(tmp_path)[-1], "it gave another loss", kind="loss")
     save(tmp_path, 1)
     assert find_checkpoint(tmp_path).step == 1
 

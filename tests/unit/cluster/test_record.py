@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import math
+import os
 from pathlib import Path
 
 import pytest
 
+from cluster.errors import StorageError
 from cluster.record import EventsLog, MetricsLog, jsonable, perplexity, read_lines
 
 
@@ -72,3 +75,48 @@ def test_events_log_closes_a_torn_tail_when_reopened(tmp_path: Path) -> None:
 def test_perplexity_is_infinite_when_exp_overflows() -> None:
     assert perplexity(0.0) == 1.0
     assert perplexity(1e4) == math.inf
+
+
+def test_metrics_wait_in_memory_when_the_storage_is_full_and_keep_a_checkpoint_from_being_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = MetricsLog(tmp_path, attempt=1, after_step=0, clock=clock)
+    log.write("train", 1, {})
+    whole_write = os.write
+
+    def short_then_full(descriptor: int, data: bytes) -> int:
+        if len(data) > 10:
+            return whole_write(descriptor, data[:10])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", lambda descriptor, data: short_then_full(descriptor, data[:15]))
+    log.write("train", 2, {})
+    with pytest.raises(OSError, match="No space left"):
+        log.sync()
+    monkeypatch.undo()
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1]
+    log.write("train", 3, {})
+    log.close()
+    assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_discarded_lines_are_kept_once_when_the_rewrite_is_killed_and_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_steps(tmp_path, range(1, 4))
+
+    def killed(path: Path, data: bytes) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("cluster.record.write_atomically", killed)
+    with pytest.raises(KeyboardInterrupt):
+        MetricsLog(tmp_path, attempt=2, after_step=1, clock=clock)
+    monkeypatch.undo()
+    MetricsLog(tmp_path, attempt=3, after_step=1, clock=clock).close()
+    assert [row["step"] for row in read_lines(tmp_path / "discarded.jsonl")] == [2, 3]
+
+
+def test_damaged_line_is_named_when_read(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"a": 1}\n{"b": {"c": 2}\n')
+    with pytest.raises(StorageError, match=r"metrics\.jsonl, line 2 is not JSON"):
+        list(read_lines(tmp_path / "metrics.jsonl"))
