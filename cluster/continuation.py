@@ -139,8 +139,8 @@ def reject_loaded(
     if suspects or others:
         cause = f"changed since then: {suspects}" if suspects else f"so it was with the checkpoints of steps {others}"
         raise RunRefusedError(
-            f"checkpoint {continuation.info.directory} loads whole, but {reason}; {cause}. Nothing was lost. Go on with what "
-            "it was saved with (the manifest's `layout` says what that is), or look for a fault of this machine; "
+            f"checkpoint {continuation.info.directory} loads whole, but {reason}; {cause}. Nothing is lost. Go on with "
+            "what it was saved with (the manifest's `layout` says what that is), or look for a fault of this machine; "
             "where a REJECTED.json was in the wrong, remove it."
         )
     if topology.is_main:

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pkgutil
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,25 +29,50 @@ from data_pipeline.publish import seal
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
 
 
-class Killed(Exception):  # noqa: N818 - not an error
-    """Stands for SIGKILL: leaves the attempt where it is."""
+KILLED = 9
 
 
-def attempt_alone(config: RunConfig, *, link: SilentLink | None = None, kill_at: int | None = None) -> SilentLink:
+def die(*_: Any, **__: Any) -> None:
+    """End the process as SIGKILL does: no handler, no `finally`, no thread is waited for."""
+    os._exit(KILLED)
+
+
+def attempt_alone(
+    config: RunConfig, *, link: SilentLink | None = None, observe: Callable[[Any], None] = lambda batch: None
+) -> SilentLink:
     """One attempt with plain torch in this process."""
     link = link or SilentLink()
+    begin(config)
+    surroundings = Surroundings(
+        build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking(), observe=observe
+    )
+    run_attempt(config, Topology(), surroundings)
+    return link
+
+
+def kill_attempt(config: RunConfig, at: int | str, *, published: int | None = None) -> None:
+    """One attempt in a process that dies before it computes step `at`, or where it would call the function `at`.
+
+    With `published` it dies as soon as the checkpoint of that step is there, and not earlier.
+    """
 
     def observe(batch: Any) -> None:
-        if batch.step == kill_at:
-            raise Killed
+        if batch.step == at:
+            while published is not None and published not in [info.step for info in list_checkpoints(directory)]:
+                time.sleep(0.01)
+            die()
 
-    begin(config)
-    run_attempt(
-        config,
-        Topology(),
-        Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking(), observe=observe),
-    )
-    return link
+    directory = Path(config.storage) / config.name
+    pid = os.fork()
+    if pid == 0:
+        try:
+            if isinstance(at, str):
+                module, _, name = at.rpartition(".")
+                setattr(pkgutil.resolve_name(module), name, die)
+            attempt_alone(config, observe=observe)
+        finally:
+            os._exit(1)  # the moment to die at never came
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
 
 
 def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[int]]:
@@ -93,23 +122,39 @@ def test_loss_falls_when_training(undisturbed: RunConfig) -> None:
     assert losses[-1] < losses[0] - 0.2
 
 
-@pytest.mark.parametrize("kill_at", [2, 5, 8, 9, 12])
+PUBLISHING = "cluster.checkpoint.writer.CheckpointWriter._publish"
+RETAINING = "cluster.checkpoint.catalog.apply_retention"
+ANNOUNCING = "cluster.attempt._Attempt._on_saved"
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 6, 8, 9, 10, 12, PUBLISHING, RETAINING, ANNOUNCING])
 def test_resumed_record_is_bit_equal_when_killed(
-    kill_at: int, undisturbed: RunConfig, dataset: Path, tmp_path: Path
+    kill_at: int | str, undisturbed: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=kill_at)
+    kill_attempt(config, kill_at)
     link = attempt_alone(config)
     assert record_of(config) == record_of(undisturbed)
     resumed = [event for event in link.events() if event["event"] in ("started", "resumed")]
     assert len(resumed) == 1
 
 
+@pytest.mark.parametrize(
+    "then_at", ["cluster.attempt.MetricsLog", "cluster.record.write_atomically", "cluster.attempt.clean_leftovers"]
+)
+def test_resumed_record_is_bit_equal_when_killed_again_while_resuming(
+    then_at: str, undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    kill_attempt(config, 11, published=8)
+    kill_attempt(config, then_at)
+    attempt_alone(config)
+    assert record_of(config) == record_of(undisturbed)
+
+
 def test_discarded_steps_are_kept_apart_when_resumed(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=8)
+    kill_attempt(config, 8, published=4)
     attempt_alone(config)
     discarded = list(read_lines(tmp_path / "tiny" / "discarded.jsonl"))
     assert [(row["kind"], row["step"], row["attempt"]) for row in discarded] == [
@@ -134,8 +179,7 @@ def test_newest_checkpoint_is_rejected_when_a_byte_was_flipped(
     undisturbed: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=11)
+    kill_attempt(config, 11, published=8)
     newest = list_checkpoints(tmp_path / "tiny")[-1]
     assert newest.step == 8
     path = newest.directory / newest.manifest.files[0].path
@@ -152,8 +196,7 @@ def test_newest_checkpoint_is_rejected_when_a_byte_was_flipped(
 
 def test_newest_checkpoint_is_rejected_when_truncated(undisturbed: RunConfig, dataset: Path, tmp_path: Path) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=11)
+    kill_attempt(config, 11, published=8)
     newest = list_checkpoints(tmp_path / "tiny")[-1]
     path = newest.directory / newest.manifest.files[0].path
     path.write_bytes(path.read_bytes()[:-100])
@@ -166,14 +209,8 @@ def test_checkpoint_is_rejected_when_it_gives_another_loss(
     undisturbed: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=11)
-    newest = list_checkpoints(tmp_path / "tiny")[-1]
-    manifest_path = newest.directory / "MANIFEST.json"
-    document = json.loads(manifest_path.read_bytes())
-    del document["checksum"]
-    document["next_batch_loss"] *= 1.001
-    manifest_path.write_bytes(seal(document))
+    kill_attempt(config, 11, published=8)
+    falsify_next_loss(config, 8)
     with pytest.raises(CheckpointMismatchError, match="more than the 1e-05 that rounding allows"):
         attempt_alone(config)
     link = attempt_alone(config)
@@ -181,10 +218,49 @@ def test_checkpoint_is_rejected_when_it_gives_another_loss(
     assert record_of(config) == record_of(undisturbed)
 
 
+def falsify_next_loss(config: RunConfig, step: int, **layout: str) -> None:
+    """Make a checkpoint claim another loss, and another layout."""
+    path = Path(config.storage) / config.name / "checkpoints" / f"step-{step:08d}" / "MANIFEST.json"
+    document = json.loads(path.read_bytes())
+    del document["checksum"]
+    document["next_batch_loss"] *= 1.001
+    document["run"]["layout"] |= layout
+    path.write_bytes(seal(document))
+
+
+def test_checkpoint_is_not_condemned_when_changed_libraries_explain_another_loss(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    kill_attempt(config, 11, published=8)
+    falsify_next_loss(config, 8, attention="eager")
+    with pytest.raises(RunRefusedError, match=r"changed since then: \{'attention': \['eager', 'sdpa'\]\}"):
+        attempt_alone(config)
+    assert list_checkpoints(tmp_path / "tiny")[-1].problem is None
+
+
+def test_second_checkpoint_is_not_condemned_when_it_gives_another_loss_too(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    kill_attempt(config, 11, published=8)
+    falsify_next_loss(config, 8)
+    falsify_next_loss(config, 4)
+    with pytest.raises(CheckpointMismatchError):
+        attempt_alone(config)
+    with pytest.raises(RunRefusedError, match=r"so it was with the checkpoints of steps \[8\]"):
+        attempt_alone(config)
+    assert [info.problem is None for info in list_checkpoints(tmp_path / "tiny")] == [True, False]
+
+
+def test_attempt_is_refused_when_all_its_checkpoints_have_vanished(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    kill_attempt(config, 11, published=8)
+    shutil.rmtree(tmp_path / "tiny" / "checkpoints")
+    with pytest.raises(RunRefusedError, match="the last at step 8, and none is there now"):
+        attempt_alone(config)
+    assert len(list(read_lines(tmp_path / "tiny" / "metrics.jsonl"))) > 8
+
+
 def test_attempt_is_refused_when_no_checkpoint_is_whole(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=6)
+    kill_attempt(config, 6, published=4)
     (info,) = list_checkpoints(tmp_path / "tiny")
     (info.directory / info.manifest.files[0].path).unlink()
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
@@ -199,8 +275,7 @@ def test_attempt_is_refused_when_the_curve_would_change(
     change: dict[str, Any], named: str, dataset: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=6)
+    kill_attempt(config, 6, published=4)
     with pytest.raises(RunRefusedError, match=named):
         attempt_alone(tiny_run(tmp_path, dataset, **change))
 
@@ -227,8 +302,7 @@ def test_run_goes_on_within_tolerance_when_world_and_stage_change(
     undisturbed: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=6)
+    kill_attempt(config, 6, published=4)
     for world_size, stage in ((2, 3), (3, 1)):
         copy = replace(config, storage=str(tmp_path / f"{world_size}-{stage}"))
         copy = replace(copy, zero=replace(copy.zero, stage=stage))
@@ -240,8 +314,7 @@ def test_run_goes_on_within_tolerance_when_world_and_stage_change(
 
 def test_leftovers_of_a_dead_attempt_are_removed_when_the_next_begins(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run(tmp_path, dataset)
-    with pytest.raises(Killed):
-        attempt_alone(config, kill_at=6)
+    kill_attempt(config, 6, published=4)
     torn = tmp_path / "tiny" / "checkpoints" / "step-00000006" / "attempt-00001"
     torn.mkdir(parents=True)
     (torn / "rank-00000.safetensors").write_bytes(b"half")

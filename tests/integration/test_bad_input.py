@@ -158,9 +158,8 @@ def test_more_workers_than_the_cluster_has_are_refused(dataset: Path, tmp_path: 
         log=log,
     )
     assert process.wait(120) == 1
-    assert "the run asks for 8 workers of 500 CPUs and 0 GPUs, and the cluster has room for 0" in " ".join(
-        log.read_text().split()
-    )
+    message = " ".join(log.read_text().split())
+    assert "asks for 8 workers of 500 CPUs and 0 GPUs, and the cluster has room for 0" in message
 
 
 @pytest.mark.ray
