@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -79,15 +80,26 @@ def test_finished_run_is_left_alone_when_commanded_again(undisturbed: Path, data
     assert (undisturbed / "smoke" / "metrics.jsonl").read_bytes() == before
 
 
-def test_command_recovers_by_itself_when_a_worker_is_killed(undisturbed: Path, dataset: Path, tmp_path: Path) -> None:
+def test_record_is_equal_when_a_worker_is_killed_and_later_the_command_is_stopped(
+    undisturbed: Path, dataset: Path, tmp_path: Path
+) -> None:
     log = tmp_path / "log"
     process = start(*command(tmp_path, dataset), log=log)
     wait_until(lambda: logged_steps(tmp_path) >= 25, process)
     kill(training_workers(process.pid)[-1])
-    assert finish(process, log) == 0
+    wait_until(lambda: "resumed" in events_of(tmp_path), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(120) == 130
+    assert "The same command continues the run" in log.read_text()
+    stopped = list(read_lines(tmp_path / "smoke" / "events.jsonl"))[-1]
+    assert stopped["event"] == "stopped"
+    assert stopped["step"] < STEPS
+    assert finish(start(*command(tmp_path, dataset), log=log), log) == 0
     assert record_of(tmp_path) == record_of(undisturbed)
-    events = events_of(tmp_path)
-    assert events.index("worker_lost") < events.index("resumed") < events.index("finished")
+    events = list(read_lines(tmp_path / "smoke" / "events.jsonl"))
+    names = [event["event"] for event in events]
+    assert names.index("worker_lost") < names.index("resumed") < names.index("stopped") < names.index("finished")
+    assert [event["from_step"] for event in events if event["event"] == "resumed"][-1] == stopped["step"]
     assert_wandb_complete(tmp_path)
 
 

@@ -21,7 +21,12 @@ def test_ray_address_is_none_when_unset_or_empty(value: dict[str, str], address:
 
 @pytest.mark.parametrize("mode", ["online", "offline", "disabled"])
 def test_wandb_mode_stays_as_asked(mode: str, tmp_path: Path) -> None:
-    assert wandb_mode(mode, {"HOME": str(tmp_path)}) == mode  # type: ignore[arg-type]
+    assert wandb_mode(mode, {"HOME": str(tmp_path), "WANDB_API_KEY": "x"}) == mode  # type: ignore[arg-type]
+
+
+def test_wandb_mode_online_is_refused_without_a_key(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no API key for https://api\.wandb\.ai was found.*wandb login"):
+        wandb_mode("online", {"HOME": str(tmp_path)})
 
 
 def test_wandb_mode_auto_is_offline_without_a_key_and_online_with_one(tmp_path: Path) -> None:

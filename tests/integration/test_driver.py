@@ -1,0 +1,176 @@
+"""The driver without Ray: what it checks, keeps and says around an attempt that runs in this process."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny import SilentLink, build_tiny_dataset, no_tracking, tiny_run
+
+from cluster import driver
+from cluster.attempt import Surroundings, run_attempt
+from cluster.checkpoint import list_checkpoints
+from cluster.config import RunConfig
+from cluster.driver import Launch, RunOutcome, run_training
+from cluster.engines import torch_engine
+from cluster.errors import RunBusyError, RunRefusedError, StorageError, TrackingError
+from cluster.inference import evaluate_dataset, load_run
+from cluster.record import read_lines
+from cluster.run_directory import exclusive
+from cluster.topology import Topology
+from data_pipeline.errors import OrderError
+
+LAUNCH = Launch(resolved_yaml="name: tiny\n", wandb_mode="disabled", wandb_server="http://127.0.0.1:9")
+
+
+@pytest.fixture(autouse=True)
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Attempts run in this process, with plain torch, where Ray Train would start workers."""
+
+    def train_here(config: RunConfig, launch: Any, tracking: Any, events: Any, listener: Any) -> dict[str, Any]:
+        link = SilentLink()
+        surroundings = Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking())
+        result = run_attempt(config, Topology(), surroundings)
+        for event in link.events():
+            events.write(event["event"], **{key: value for key, value in event.items() if key not in ("type", "event")})
+        return {"step": result.step, "finished": result.finished}
+
+    monkeypatch.setattr(driver, "_train_on_ray", train_here)
+
+
+def command(config: RunConfig, **launch: Any) -> RunOutcome:
+    return run_training(config, replace(LAUNCH, **launch), lambda message: None)
+
+
+def events_of(config: RunConfig) -> list[str]:
+    return [row["event"] for row in read_lines(Path(config.storage) / config.name / "events.jsonl")]
+
+
+def damage(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_finished_run_is_accounted_for(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    outcome = command(config)
+    assert (outcome.status, outcome.step, outcome.trained_now) == ("finished", 12, True)
+    (ledger,) = outcome.ledger
+    assert ledger.trained_tokens == 12 * 6 * 32
+    assert ledger.problem() is None
+    again = command(config)
+    assert (again.trained_now, again.validation) == (False, outcome.validation)
+    assert events_of(config).count("finished") == 1
+
+
+def test_finished_event_is_added_when_the_driver_died_before_it(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    path = tmp_path / "tiny" / "events.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+    command(config)
+    assert events_of(config)[-1] == "finished"
+
+
+def test_last_checkpoint_of_a_finished_run_is_made_again_when_it_was_damaged(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    before = command(config)
+    newest = list_checkpoints(tmp_path / "tiny")[-1]
+    damage(newest.directory / newest.manifest.files[0].path)
+    assert load_run(str(tmp_path / "tiny")).step == 8
+    after = command(config)
+    assert (after.trained_now, after.validation) == (True, before.validation)
+    assert load_run(str(tmp_path / "tiny")).step == 12
+
+
+def test_old_run_is_set_aside_when_fresh(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    outcome = command(replace(config, seed=99), fresh=True)
+    assert outcome.trained_now
+    (aside,) = tmp_path.glob("tiny.before-*")
+    assert list_checkpoints(aside)[-1].step == 12
+
+
+def test_old_run_stays_in_place_when_the_fresh_one_is_refused(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    with pytest.raises(OrderError, match="largest possible seq_len"):
+        command(tiny_run(tmp_path, dataset, data__seq_len=10**7), fresh=True)
+    assert not list(tmp_path.glob("tiny.before-*"))
+    assert list_checkpoints(tmp_path / "tiny")[-1].step == 12
+
+
+def test_changed_seed_is_refused_and_changes_nothing(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    events = events_of(config)
+    with pytest.raises(RunRefusedError, match=r"(?s)seed: 1234 -> 7.*pass --fresh"):
+        command(replace(config, seed=7))
+    assert events_of(config) == events
+
+
+def test_second_driver_is_refused(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    (tmp_path / "tiny").mkdir()
+    with exclusive(tmp_path / "tiny"), pytest.raises(RunBusyError, match="two drivers would spoil"):
+        command(config)
+
+
+def test_online_tracking_is_refused_at_start_when_the_server_is_unreachable(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset, wandb__mode="online")
+    with pytest.raises(TrackingError, match=r"cannot be reached.*wandb\.mode=offline"):
+        command(config, wandb_mode="online")
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_cause_reaches_the_person_when_even_its_event_cannot_be_written(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise StorageError("the storage is full. Make room.")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(driver, "_train_on_ray", fail)
+    monkeypatch.setattr("cluster.record.EventsLog.write", full)
+    with pytest.raises(StorageError, match="Make room"):
+        command(tiny_run(tmp_path, dataset))
+
+
+def test_tokenizer_in_the_run_is_that_of_the_dataset_when_it_was_built_anew(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path / "runs", dataset)
+    directory = tmp_path / "runs" / "tiny"
+    directory.mkdir(parents=True)
+    other = build_tiny_dataset(tmp_path, vocab_size=420)
+    (directory / "tokenizer.model").write_bytes((other / "tokenizer.model").read_bytes())  # from a start that failed
+    command(config)
+    loaded = load_run(str(directory))
+    assert evaluate_dataset(loaded, str(dataset))["perplexity"] > 1
+
+
+def test_mixture_of_datasets_of_one_name_is_evaluated_apart(dataset: Path, tmp_path: Path) -> None:
+    from data_pipeline.build import build_dataset
+    from data_pipeline.config import DataBuildConfig, DataConfig, MixtureEntry, SourceConfig, TokenizerConfig
+
+    text = tmp_path / "more.txt"
+    text.write_text("\n\n# ".join(f"Chapter {n}. It rained, and she read on. " * 40 for n in range(20)))
+    build_dataset(
+        DataBuildConfig(
+            name="emma",
+            output=str(tmp_path / "more"),
+            sources=(SourceConfig(name="more", path=str(text), document_separator="^# "),),
+            tokenizer=TokenizerConfig(path=str(dataset / "tokenizer.model")),
+            validation_fraction=0.2,
+        )
+    )
+    mixture = (MixtureEntry(path=str(dataset), weight=3.0), MixtureEntry(path=str(tmp_path / "more"), weight=1.0))
+    config = replace(tiny_run(tmp_path / "runs", dataset), data=DataConfig(dataset=mixture, seq_len=32))
+    outcome = command(config)
+    assert len(outcome.validation) == 2
+    assert all(name.startswith("emma-") for name in outcome.validation)
