@@ -146,14 +146,21 @@ class EventsLog:
         _close_torn_tail(self._path)
 
     def write(self, event: str, **details: Any) -> dict[str, Any]:
-        """Append one event durably.
+        """Append one event durably; one that the storage does not take is logged, since it must not end a run.
 
         Returns:
-            The line as it stands in the file.
+            The event as a line.
         """
         row = jsonable({"event": event, "time_unix_seconds": self._clock(), **details})
-        _append(self._path, [row])
+        try:
+            _append(self._path, [row])
+        except OSError as error:
+            logger.warning("event %s could not be written to %s: %s", event, self._path, error.strerror)
         return row
+
+    def last(self) -> str | None:
+        """Name of the newest event."""
+        return next((row["event"] for row in reversed(list(read_lines(self._path)))), None)
 
 
 def _identity(row: Mapping[str, Any]) -> tuple[str, str | None, int]:

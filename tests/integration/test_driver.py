@@ -30,7 +30,7 @@ LAUNCH = Launch(resolved_yaml="name: tiny\n", wandb_mode="disabled", wandb_serve
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts run in this process, with plain torch, where Ray Train would start workers."""
 
-    def train_here(config: RunConfig, launch: Any, tracking: Any, events: Any, listener: Any) -> dict[str, Any]:
+    def train_here(config: RunConfig, address: Any, tracking: Any, events: Any, listener: Any) -> dict[str, Any]:
         link = SilentLink()
         surroundings = Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking())
         result = run_attempt(config, Topology(), surroundings)
@@ -38,7 +38,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
             events.write(event["event"], **{key: value for key, value in event.items() if key not in ("type", "event")})
         return {"step": result.step, "finished": result.finished}
 
-    monkeypatch.setattr(driver, "_train_on_ray", train_here)
+    monkeypatch.setattr(driver, "train_on_ray", train_here)
 
 
 def command(config: RunConfig, **launch: Any) -> RunOutcome:
@@ -134,11 +134,11 @@ def test_cause_reaches_the_person_when_even_its_event_cannot_be_written(
     def fail(*_: Any) -> None:
         raise StorageError("the storage is full. Make room.")
 
-    def full(*_: Any, **__: Any) -> None:
+    def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(driver, "_train_on_ray", fail)
-    monkeypatch.setattr("cluster.record.EventsLog.write", full)
+    monkeypatch.setattr(driver, "train_on_ray", fail)
+    monkeypatch.setattr("cluster.record._append", full)
     with pytest.raises(StorageError, match="Make room"):
         command(tiny_run(tmp_path, dataset))
 
