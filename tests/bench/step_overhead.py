@@ -65,7 +65,7 @@ def step(engine: Engine, batch: MicroBatch, scale: torch.Tensor) -> tuple[float,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stage", type=int, default=2, choices=(0, 1, 2, 3))
-    parser.add_argument("--steps", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=5, help="pairs after the first")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--small", action="store_true", help="5 M parameters and 2,048 tokens a step, for a quick look")
     options = parser.parse_args()
