@@ -142,6 +142,7 @@ class _Session:
         self._fatal_since: float | None = None
         self._stop_asked: float | None = None
         self._stop_passed_on = False
+        self._end_asked = False
 
     def run(self, gpus_per_worker: int) -> dict[str, Any]:
         self._listener({"type": "phase", "text": "starting workers"})
@@ -151,7 +152,7 @@ class _Session:
             while thread.is_alive() and not self._gave_up():
                 thread.join(_POLL_SECONDS)
                 self._handle_messages()
-                self._pass_on_stop()
+                self._obey_signals()
         self._handle_messages()
         if self._fatal is not None:
             raise ClusterError(self._fatal)
@@ -187,7 +188,12 @@ class _Session:
                 message = {"type": "event", **self._events.write(message["event"], **details)}
             self._listener(message)
 
-    def _pass_on_stop(self) -> None:
+    def _obey_signals(self) -> None:
+        if self._end_asked:
+            self._listener(
+                {"type": "phase", "text": "ending at once; the same command continues from the last checkpoint"}
+            )
+            raise KeyboardInterrupt
         if self._stop_asked is not None and not self._stop_passed_on:
             self._stop_passed_on = True
             self._mailbox.request_stop.remote()
@@ -211,7 +217,7 @@ class _Session:
             if self._stop_asked is None:
                 self._stop_asked = time.monotonic()
             elif time.monotonic() - self._stop_asked > _SAME_WISH_SECONDS:
-                raise KeyboardInterrupt
+                self._end_asked = True
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
