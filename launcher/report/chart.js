@@ -208,13 +208,13 @@ function drawMarks(plot, spec, state, events, lost) {
     ctx.lineTo(left + width, y);
     ctx.stroke();
     ctx.font = `${11.5 * ratio}px system-ui, sans-serif`;
-    ctx.textAlign = "right";
+    ctx.textAlign = "left"; // where a curve that falls to the level is still far above it
     ctx.textBaseline = "alphabetic";
     ctx.setLineDash([]);
     ctx.lineWidth = 4 * ratio;
     ctx.lineJoin = "round";
     ctx.strokeStyle = colour("surface"); // a halo, so that curves behind the words do not cross them
-    const words = [`${level.label}: ${compact(level.value)}`, left + width - 6 * ratio, y - 6 * ratio];
+    const words = [`${level.label}: ${compact(level.value)}`, left + 6 * ratio, y - 6 * ratio];
     ctx.strokeText(...words);
     ctx.fillText(...words);
   }
