@@ -91,19 +91,17 @@ def test_record_is_equal_when_a_worker_is_killed_and_then_the_command_during_a_s
     fourth = tmp_path / "smoke" / "checkpoints" / "step-00000040"
     wait_until(lambda: fourth.exists() and any(fourth.glob("attempt-*/rank-*")), process)
     workers = training_workers(process.pid)
-    kill(process.pid)
-    for worker in workers:
-        kill(worker)
+    kill(process.pid)  # and nothing else: whatever it started must end by itself
     process.wait()
-    published = (fourth / "MANIFEST.json").exists()
     events = events_of(tmp_path)
     assert events.index("worker_lost") < events.index("resumed")
 
     assert finish(start(*command(tmp_path, dataset), log=log), log) == 0  # the same command must continue
+    assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
     assert record_of(tmp_path) == record_of(undisturbed)
     assert_wandb_complete(tmp_path)
     resumed = [row for row in read_lines(tmp_path / "smoke" / "events.jsonl") if row["event"] == "resumed"]
-    assert resumed[-1]["from_step"] == (40 if published else 30)
+    assert resumed[-1]["from_step"] in (30, 40)  # whether the save that was cut off had been published
     assert json.loads((tmp_path / "smoke" / "run.json").read_bytes())["attempt"] == 3
 
 
