@@ -52,6 +52,9 @@ def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointI
     usable = [info for info in list_checkpoints(run_directory) if info.problem is None]
     chosen = usable if step is None else [info for info in usable if info.step == step]
     if not chosen:
+        for info in list_checkpoints(run_directory):
+            if info.step == step and info.problem is not None:
+                raise CheckpointError(f"{info.problem} Usable steps: {[good.step for good in usable]}.")
         have = ", ".join(str(info.step) for info in usable) or "none"
         wanted = "a usable checkpoint" if step is None else f"a usable checkpoint of step {step}"
         raise RunNotFoundError(f"run {run_directory} has no {wanted[2:]} (usable steps: {have}).")

@@ -20,7 +20,7 @@ app = typer.Typer(help="List a run's checkpoints and verify them.", no_args_is_h
     epilog=examples("longhaul checkpoint list runs/my-run", "longhaul checkpoint list runs/my-run --json"),
 )
 def list_(run: Run, as_json: AsJson = False) -> None:
-    """List the checkpoints of a run with step, size, date and whether they can be used."""
+    """List the checkpoints of a run with step, size, date and state; `verify` reads their contents."""
     from launcher.console import results, table
     from launcher.report.units import byte_size, moment
 
@@ -35,7 +35,7 @@ def list_(run: Run, as_json: AsJson = False) -> None:
             f"{info.step:,}",
             byte_size(manifest.size_bytes if manifest else None),
             moment(manifest.created_unix_seconds if manifest else None),
-            info.problem or "good",
+            info.problem or "complete",
         )
     results().print(rows)
 

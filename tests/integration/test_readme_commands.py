@@ -46,7 +46,8 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
         outputs[" ".join(command.split()[1:3])] = done.stdout
     assert "perplexity" in outputs["evaluate runs/mytext"]
     assert outputs["generate runs/mytext"].startswith("The")
-    assert "good" in outputs["checkpoint list"]
+    assert "complete" in outputs["checkpoint list"]
+    assert "good" in outputs["checkpoint verify"]
     assert (tmp_path / "runs" / "mytext" / "report.html").exists()
 
 

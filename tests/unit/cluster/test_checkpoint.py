@@ -258,3 +258,11 @@ def test_metrics_are_made_durable_before_the_manifest_is_published(tmp_path: Pat
     save(tmp_path, 1, cuts=(0, 35), before_publish=lambda: seen.append(list_checkpoints(tmp_path)))
     assert seen == [[]]
     assert len(list_checkpoints(tmp_path)) == 1
+
+
+def test_checkpoint_asked_for_by_step_is_refused_with_its_problem(tmp_path: Path) -> None:
+    save(tmp_path, 1)
+    save(tmp_path, 2)
+    reject(list_checkpoints(tmp_path)[-1], "a byte was flipped", kind="damage")
+    with pytest.raises(CheckpointError, match=r"was rejected: a byte was flipped Usable steps: \[1\]\."):
+        find_checkpoint(tmp_path, 2)
