@@ -1,99 +1,56 @@
-"""The curves of a run as the page's script draws them: small, rounded, plain JSON values."""
+"""The curves of the runs as the page's script draws them: small, rounded, plain JSON values."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.report.axes import RunAxes
+from launcher.report.charts import Chart, charts_of
 from launcher.report.downsample import bucket_means, extreme_points, spread
 from launcher.report.events import describe, title, tone
-from launcher.report.json_facts import finite
+from launcher.report.headline import baseline
 from launcher.report.metrics import Evaluation
-from launcher.report.record import RunRecord
+from launcher.report.runs import ReportedRun
 
-BUCKETS = 1500
-"""Of each long series; a wide screen has about as many columns of pixels."""
-_FURTHER_CHARTS = 24
+_BUCKETS = 1500  # of a long series; a wide screen has about as many columns of pixels
+_BUCKETS_OF_PAGE = 24_000  # of all series together: 125 bytes each, which keeps the page near 3 MB
 _EVENT_MARKS = 400
 _ATTEMPT_BANDS = 200
+_AXES = ("step", "tokens", "seconds")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chart:
-    """What one chart shows."""
-
-    title: str
-    unit: str
-    suffix: str
-    """Key after `train/` and `eval/`, or the whole key where it has another prefix."""
-    scale: float = 1.0
-    """Logged value times this is the drawn one."""
-    logarithmic: bool = False
-    geometric: bool = False
-    noisy: bool = True
-    """Smoothing helps; a schedule or a peak is exact and would be blurred."""
-    large: bool = False
-
-    @property
-    def train_key(self) -> str:
-        return self.suffix if "/" in self.suffix else f"train/{self.suffix}"
-
-    @property
-    def eval_key(self) -> str:
-        return self.suffix if "/" in self.suffix else f"eval/{self.suffix}"
-
-
-CHARTS = (
-    Chart(title="Loss", unit="nats per token", suffix="loss", large=True),
-    Chart(
-        title="Perplexity",
-        unit="per token",
-        suffix="perplexity",
-        logarithmic=True,
-        geometric=True,
-        large=True,
-    ),
-    Chart(title="Learning rate", unit="per step", suffix="learning_rate", noisy=False),
-    Chart(title="Gradient norm", unit="L2", suffix="grad_norm"),
-    Chart(title="Throughput", unit="tokens/s", suffix="speed/tokens_per_second"),
-    Chart(title="Peak memory", unit="GiB", suffix="memory/peak_bytes", scale=2.0**-30, noisy=False),
-    Chart(title="Model FLOP utilisation", unit="%", suffix="speed/mfu", scale=100.0),
-)
-
-
-def page_data(record: RunRecord, axes: RunAxes) -> dict[str, Any]:
+def page_data(runs: Sequence[ReportedRun]) -> dict[str, Any]:
     """Everything that the page's script needs, ready for `json.dumps`."""
-    drawn = [_chart(chart, record, axes) for chart in (*CHARTS, *_further_charts(record))]
+    charts = charts_of(runs)
+    buckets = _buckets(charts, runs)
+    known = {axis for run in runs for axis in run.axes.names()}
     return {
-        "axes": axes.names(),
-        "charts": [chart for chart in drawn if chart["series"]],
-        "events": _event_marks(record, axes),
-        "attempts": _attempt_bands(axes),
+        "axes": [axis for axis in _AXES if axis in known],
+        "runs": [{"label": run.label} for run in runs],
+        "charts": [_chart(chart, runs, buckets) for chart in charts],
+        "events": [mark for run in runs for mark in _event_marks(run, _EVENT_MARKS // len(runs))],
+        "attempts": [band for run in runs for band in _attempt_bands(run)],
+        "buckets": buckets,
     }
 
 
-def _further_charts(record: RunRecord) -> list[Chart]:
-    """A chart for each logged figure that none of ours shows: task metrics, extra losses."""
-    shown = {key for chart in CHARTS for key in (chart.train_key, chart.eval_key)} | {"train/tokens"}
-    keys = {key for key, values in record.train.values.items() if not np.isnan(values).all()}
-    keys |= {key for line in record.evaluations for key in line.values}
-    suffixes = {key.removeprefix("train/").removeprefix("eval/") for key in keys - shown}
-    named = sorted(suffix for suffix in suffixes if suffix)[:_FURTHER_CHARTS]
-    return [Chart(title=suffix.replace("_", " "), unit="as logged", suffix=suffix) for suffix in named]
+def _buckets(charts: list[Chart], runs: Sequence[ReportedRun]) -> int:
+    """Of each series, so that the page stays small however many it has."""
+    series = sum(chart.has_training(run) + len(chart.evaluated(run)) for chart in charts for run in runs)
+    return min(_BUCKETS, max(1, _BUCKETS_OF_PAGE // max(1, series)))
 
 
-def _chart(chart: Chart, record: RunRecord, axes: RunAxes) -> dict[str, Any]:
+def _chart(chart: Chart, runs: Sequence[ReportedRun], buckets: int) -> dict[str, Any]:
     series: list[dict[str, Any]] = []
-    values = record.train.column(chart.train_key) * chart.scale
-    if not np.isnan(values).all():
-        series.append(_train_series(chart, values, axes))
-    for name in sorted({line.name for line in record.evaluations if chart.eval_key in line.values}):
-        lines = [line for line in record.evaluations if line.name == name and chart.eval_key in line.values]
-        series.append(_eval_series(chart, name, lines, axes))
+    for run in runs:
+        if chart.has_training(run):
+            series.append({"run": run.place, **_train_series(chart, run, buckets)})
+        for name in chart.evaluated(run):
+            lines = [line for line in run.record.evaluations if line.name == name and chart.eval_key in line.values]
+            series.append({"run": run.place, **_eval_series(chart, name, lines, run, buckets)})
     return {
         "title": chart.title,
         "unit": chart.unit,
@@ -101,31 +58,32 @@ def _chart(chart: Chart, record: RunRecord, axes: RunAxes) -> dict[str, Any]:
         "geometric": chart.geometric,
         "large": chart.large,
         "series": series,
-        "levels": _levels(chart, record),
+        "levels": _levels(runs) if chart.suffix == "perplexity" else [],
     }
 
 
-def _train_series(chart: Chart, values: NDArray[np.float64], axes: RunAxes) -> dict[str, Any]:
-    points = extreme_points(values, BUCKETS)
+def _train_series(chart: Chart, run: ReportedRun, buckets: int) -> dict[str, Any]:
+    values = run.record.train.column(chart.train_key) * chart.scale
+    points = extreme_points(values, buckets)
     series: dict[str, Any] = {
         "label": "training",
         "role": "train",
-        **axes.columns(points),
+        **run.axes.columns(points),
         "value": _rounded(values[points]),
         "nonfinite": int(np.isinf(values).sum()),
     }
     if chart.noisy:
-        means = bucket_means(values, BUCKETS, geometric=chart.geometric)
+        means = bucket_means(values, buckets, geometric=chart.geometric)
         counts = means.count.tolist()
-        series["mean"] = {**axes.columns(means.index), "value": _rounded(means.mean), "count": counts}
+        series["mean"] = {**run.axes.columns(means.index), "value": _rounded(means.mean), "count": counts}
     return series
 
 
-def _eval_series(chart: Chart, name: str, lines: list[Evaluation], axes: RunAxes) -> dict[str, Any]:
+def _eval_series(chart: Chart, name: str, lines: list[Evaluation], run: ReportedRun, buckets: int) -> dict[str, Any]:
     values = np.array([line.values[chart.eval_key] for line in lines]) * chart.scale
-    kept = extreme_points(values, BUCKETS).tolist()
-    places = [axes.at_step(lines[row].step, lines[row].time_unix_seconds) for row in kept]
-    columns = {axis: [place[axis] for place in places] for axis in ("step", "tokens", "seconds")}
+    kept = extreme_points(values, buckets).tolist()
+    places = [run.axes.at_step(lines[row].step, lines[row].time_unix_seconds) for row in kept]
+    columns = {axis: [place[axis] for place in places] for axis in _AXES}
     return {
         "label": name if name.startswith("validation") else f"validation {name}",
         "role": "eval",
@@ -135,32 +93,36 @@ def _eval_series(chart: Chart, name: str, lines: list[Evaluation], axes: RunAxes
     }
 
 
-def _levels(chart: Chart, record: RunRecord) -> list[dict[str, Any]]:
-    """Horizontal lines: what a simple model reaches on the same tokens."""
-    baseline = record.facts.get("baseline")
-    if chart.suffix != "perplexity" or not isinstance(baseline, dict):
-        return []
-    perplexity = finite(baseline.get("perplexity"))
-    return [] if perplexity is None else [{"label": str(baseline.get("name", "baseline")), "value": perplexity}]
+def _levels(runs: Sequence[ReportedRun]) -> list[dict[str, Any]]:
+    """Horizontal lines: what a simple model reaches on the same tokens, said once where runs agree on it."""
+    found: dict[tuple[str, float], list[int]] = {}
+    for run in runs:
+        if (simple := baseline(run.record)) is not None:
+            found.setdefault(simple, []).append(run.place)
+    labels = {run.place: run.label for run in runs}
+    return [
+        {"label": name if len(found) == 1 else f"{name}, {labels[places[0]]}", "value": value, "runs": places}
+        for (name, value), places in found.items()
+    ]
 
 
-def _event_marks(record: RunRecord, axes: RunAxes) -> list[dict[str, Any]]:
+def _event_marks(run: ReportedRun, limit: int) -> list[dict[str, Any]]:
     """Events for the axes. Saved checkpoints are many and calm; they are thinned apart from the rest."""
     marks = []
     for routine in (True, False):
-        events = [event for event in record.events if (tone(event) == "tick") is routine]
-        for row in spread(len(events), _EVENT_MARKS):
-            place = axes.of_event(events[row])
+        events = [event for event in run.record.events if (tone(event) == "tick") is routine]
+        for row in spread(len(events), limit):
+            place = run.axes.of_event(events[row])
             mark = {"title": title(events[row]), "tone": tone(events[row]), "detail": describe(events[row])}
-            marks.append({**place, **mark})
+            marks.append({"run": run.place, **place, **mark})
     return marks
 
 
-def _attempt_bands(axes: RunAxes) -> list[dict[str, Any]]:
-    attempts = axes.attempts()
+def _attempt_bands(run: ReportedRun) -> list[dict[str, Any]]:
+    attempts = run.axes.attempts()
     if not 1 < len(attempts) <= _ATTEMPT_BANDS:
         return []
-    return [{"attempt": attempt, "first": first, "last": last} for attempt, first, last in attempts]
+    return [{"run": run.place, "attempt": attempt, "first": first, "last": last} for attempt, first, last in attempts]
 
 
 def _rounded(values: NDArray[np.float64]) -> list[float | None]:

@@ -14,7 +14,16 @@ from launcher.report.axes import RunAxes
 from launcher.report.json_facts import finite
 from launcher.report.metrics import Evaluation
 from launcher.report.record import RunRecord
-from launcher.report.units import MISSING, byte_size, duration, percentage, plural, short_count, significant
+from launcher.report.units import (
+    MISSING,
+    ByteUnit,
+    byte_size,
+    duration,
+    percentage,
+    plural,
+    short_count,
+    significant,
+)
 
 FORMULAS = (
     "Perplexity is exp(loss), loss the mean cross entropy over target tokens in nats. "
@@ -33,10 +42,18 @@ class Card:
     value: str
     unit: str = ""
     note: str = ""
+    amount: float | None = None
+    """What runs are ranked by, lowest first, where ranking them makes sense."""
 
 
-def headline(record: RunRecord, axes: RunAxes) -> list[Card]:
-    """The cards in reading order."""
+def headline(record: RunRecord, axes: RunAxes, memory: ByteUnit) -> list[Card]:
+    """The cards in reading order; every run has the same ones.
+
+    Args:
+        record: The run.
+        axes: Its axes.
+        memory: The unit of peak memory.
+    """
     return [
         _training(record),
         _validation(record),
@@ -45,7 +62,7 @@ def headline(record: RunRecord, axes: RunAxes) -> list[Card]:
         _wall_time(axes),
         _attempts(record),
         _checkpoints(record),
-        _memory(record),
+        _memory(record, memory),
     ]
 
 
@@ -113,7 +130,7 @@ def _validation(record: RunRecord) -> Card:
         name, level = simple
         side = "below" if reached < level else "above"
         note += f"; {percentage(abs(1 - reached / level))} {side} {name} ({significant(level)})"
-    return Card(label=label, value=significant(reached), unit="per token", note=note)
+    return Card(label=label, value=significant(reached), unit="per token", note=note, amount=reached)
 
 
 def _tokens(record: RunRecord) -> Card:
@@ -148,6 +165,7 @@ def _attempts(record: RunRecord) -> Card:
     named = (
         ("resumed", "resume"),
         ("worker_lost", "lost worker"),
+        ("driver_lost", "lost driver"),
         ("preempted", "preemption"),
         ("rolled_back", "rollback"),
     )
@@ -170,9 +188,8 @@ def _checkpoints(record: RunRecord) -> Card:
     return Card(label="Checkpoints kept", value=f"{len(record.checkpoints):,}", note=", ".join(notes))
 
 
-def _memory(record: RunRecord) -> Card:
+def _memory(record: RunRecord, unit: ByteUnit) -> Card:
     values = record.train.column("memory/peak_bytes")
     known = values[np.isfinite(values)]
-    peak = byte_size(float(known.max())) if len(known) else MISSING
-    value, _, unit = peak.partition(" ")
-    return Card(label="Peak memory", value=value, unit=unit)
+    value, _, name = byte_size(float(known.max()) if len(known) else None, unit).partition(" ")
+    return Card(label="Peak memory", value=value, unit=name)

@@ -4,15 +4,18 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const root = document.documentElement;
 const chartGrid = document.getElementById("chart-grid");
 const axisButtons = document.querySelectorAll("#axis button");
+const roleButtons = document.querySelectorAll("#roles button");
 const smoothing = document.getElementById("smoothing");
 const showEvents = document.getElementById("show-events");
 const NARROW = 680; // CSS pixels, as in page.css
 const PRINTED_WIDTH = 318; // CSS pixels of a chart in two columns on A4 and Letter
 
 let axis = data.axes[0];
+let role = "both";
 let figures = [];
+const visible = new Set(data.runs.keys());
 
-/** First and last place on the current axis, over curves and events. */
+/** First and last place on the current axis, over the curves and events of the runs that are drawn. */
 function extent() {
   let low = Infinity, high = -Infinity;
   const see = (value) => {
@@ -21,12 +24,10 @@ function extent() {
     high = Math.max(high, value);
   };
   for (const chart of data.charts) {
-    for (const series of chart.series) {
-      see(series[axis]?.[0]);
-      series[axis]?.forEach(see);
-    }
+    for (const series of chart.series) if (visible.has(series.run)) series[axis]?.forEach(see);
   }
-  data.events.forEach((event) => see(event[axis]));
+  data.events.forEach((event) => visible.has(event.run) && see(event[axis]));
+  if (low > high) return [0, 1];
   return low < high ? [low, high] : [low, low + 1];
 }
 
@@ -66,7 +67,9 @@ function build(spec) {
     if (!series.nonfinite) continue;
     const count = document.createElement("p");
     count.className = "bad-count";
-    count.textContent = `▼ ${series.label}: not finite at ${series.nonfinite.toLocaleString("en")} logged step${series.nonfinite === 1 ? "" : "s"}`;
+    const name = data.runs.length > 1 ? `${data.runs[series.run].label}, ${series.label}` : series.label;
+    const steps = `${series.nonfinite.toLocaleString("en")} logged step${series.nonfinite === 1 ? "" : "s"}`;
+    count.textContent = `▼ ${name}: not finite at ${steps}`;
     figure.append(count);
   }
   chartGrid.append(figure);
@@ -84,7 +87,8 @@ function fillRows() {
 }
 
 function draw(entry, span) {
-  const before = entry.plot && entry.axis === axis ? entry.plot.scales.x : null;
+  // What is zoomed to stays; a plot that was never painted has no range yet.
+  const before = entry.plot?.scales.x.min != null && entry.axis === axis ? entry.plot.scales.x : null;
   const hidden = entry.plot ? entry.plot.series.filter((series) => !series.show).map((series) => series.label) : [];
   entry.plot?.destroy();
   entry.figure.querySelector(".bubble")?.remove();
@@ -96,6 +100,8 @@ function draw(entry, span) {
   entry.plot = drawChart(entry.figure, entry.spec, {
     axis,
     tau: timeConstant(),
+    role,
+    visible,
     showEvents: showEvents.checked,
     logarithmic: entry.logarithmic,
     width: printing ? PRINTED_WIDTH : room,
@@ -156,7 +162,31 @@ if (data.charts.length) {
       drawAll();
     });
   });
-  smoothing.addEventListener("input", drawAll);
+  const kinds = data.charts.map((chart) => new Set(chart.series.map((series) => series.role)));
+  document.getElementById("roles").hidden = data.runs.length === 1 || kinds.every((set) => set.size < 2);
+  roleButtons.forEach((button) => {
+    button.addEventListener("click", () => {
+      role = button.dataset.role;
+      press(roleButtons, button);
+      drawAll();
+    });
+  });
+  const chips = document.querySelectorAll("#chips button");
+  chips.forEach((chip) => {
+    const run = Number(chip.dataset.run);
+    chip.addEventListener("click", () => {
+      if (!visible.delete(run)) visible.add(run);
+      if (!visible.size) data.runs.forEach((_, place) => visible.add(place)); // nothing to see: all come back
+      chips.forEach((other) => other.setAttribute("aria-pressed", String(visible.has(Number(other.dataset.run)))));
+      drawAll();
+    });
+  });
+  showEvents.checked = data.runs.length === 1;
+  let waiting = 0;
+  smoothing.addEventListener("input", () => {
+    cancelAnimationFrame(waiting); // a slider moves faster than many long curves are drawn
+    waiting = requestAnimationFrame(drawAll);
+  });
   showEvents.addEventListener("change", drawAll);
   document.getElementById("reset").addEventListener("click", () => {
     const [min, max] = extent();
@@ -177,7 +207,7 @@ if (data.charts.length) {
 let folded = [];
 addEventListener("beforeprint", () => {
   root.classList.add("printing");
-  folded = [...document.querySelectorAll("details:not([open])")];
+  folded = [...document.querySelectorAll("details:not([open], .sample-step)")];
   folded.forEach((details) => (details.open = true));
   drawAll();
 });

@@ -40,14 +40,20 @@ class Sample:
     """Text that the model wrote in the course of training."""
 
     step: int | None
+    name: str
+    """Of the prompt, the same through training; empty where the writer gave none."""
     prompt: str
+    """Empty where the model began a document."""
     text: str
+    """What came after the prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything the run directory says."""
 
+    directory: Path
+    """Where it was read from, from the root."""
     name: str
     facts: Facts
     """run.json."""
@@ -60,6 +66,7 @@ class RunRecord:
     checkpoints: list[Checkpoint]
     """Ordered by step."""
     samples: list[Sample]
+    """Ordered by step; those of one step in the order written."""
     complaints: list[str] = field(default_factory=list)
     """What could not be read, for the reader of the report."""
 
@@ -83,6 +90,7 @@ def read_record(run_directory: Path) -> RunRecord:
     train, evaluations = read_metrics(run_directory / "metrics.jsonl", complaints)
     name = facts.get("name")
     return RunRecord(
+        directory=run_directory.resolve(),
         name=name if isinstance(name, str) and name else run_directory.resolve().name,
         facts=facts,
         config_yaml=read_text(run_directory / "config.yaml"),
@@ -90,7 +98,7 @@ def read_record(run_directory: Path) -> RunRecord:
         evaluations=evaluations,
         events=[_event(line) for line in read_lines(run_directory / "events.jsonl", complaints)],
         checkpoints=_read_checkpoints(run_directory / "checkpoints", complaints),
-        samples=[_sample(line) for line in read_lines(run_directory / "samples.jsonl", complaints)],
+        samples=_samples(read_lines(run_directory / "samples.jsonl", complaints)),
         complaints=complaints,
     )
 
@@ -106,8 +114,14 @@ def _event(line: Facts) -> Event:
     )
 
 
-def _sample(line: Facts) -> Sample:
-    return Sample(step=whole(line.get("step")), prompt=str(line.get("prompt") or ""), text=str(line.get("text") or ""))
+def _samples(lines: list[Facts]) -> list[Sample]:
+    """Ordered by step. Where a sample was written twice, because a step was repeated, the last line stands."""
+    found: dict[tuple[int | None, str, str], Sample] = {}
+    for line in lines:
+        step, name, prompt = whole(line.get("step")), str(line.get("name") or ""), str(line.get("prompt") or "")
+        text = str(line.get("text") or "").removeprefix(prompt)
+        found[step, name, prompt] = Sample(step=step, name=name, prompt=prompt, text=text)
+    return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
 
 
 def _read_checkpoints(directory: Path, complaints: list[str]) -> list[Checkpoint]:

@@ -6,6 +6,7 @@ import math
 from datetime import UTC, datetime
 
 MISSING = "n/a"
+ByteUnit = tuple[int, str]
 _SI = ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k"))
 _BINARY = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 
@@ -32,14 +33,17 @@ def short_count(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else significant(value, 3)
 
 
-def byte_size(value: float | None) -> str:
-    """Bytes in binary units."""
+def byte_size(value: float | None, unit: ByteUnit | None = None) -> str:
+    """Bytes in a binary unit, the one that fits where none is asked for."""
     if value is None or not math.isfinite(value):
         return MISSING
-    for size, unit in _BINARY:
-        if abs(value) >= size:
-            return f"{significant(value / size, 3)} {unit}"
-    return f"{value:,.0f} B"
+    size, name = byte_unit(value) if unit is None else unit
+    return f"{value:,.0f} B" if size == 1 else f"{significant(value / size, 3)} {name}"
+
+
+def byte_unit(largest: float) -> ByteUnit:
+    """The binary unit, as its size in bytes and its name, in which the largest of some figures reads well."""
+    return next(((size, name) for size, name in _BINARY if abs(largest) >= size), (1, "B"))
 
 
 def percentage(fraction: float | None) -> str:
