@@ -21,6 +21,7 @@ from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engine import Engine, StateSource
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
+from cluster.record import EVENTS_NAME, read_lines
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
 from cluster.topology import Layout, Precision, Topology
@@ -96,13 +97,16 @@ def load_newest(
             skips = SkipLedger.from_json(info.manifest.run["skip_ledger"])
             return Continuation(step=info.step, skips=skips, changes=changes, info=info, manifest=info.manifest)
         if topology.is_main:
-            logger.warning("checkpoint of step %d is not used: %s", info.step, problem)
             if info.problem is None and problem is not None:
                 reject(info, problem, kind="damage")  # so that retention does not count on it
-            post({"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": problem})
+            if _is_told(info, directory):
+                logger.info("passing over the checkpoint of step %d, which was rejected before", info.step)
+            else:
+                reason = info.rejection.reason if info.rejection is not None else problem
+                post({"type": "event", "event": "checkpoint_rejected", "step": info.step, "reason": reason})
     if candidates:
         raise CheckpointError(
-            f"none of the {len(candidates)} checkpoints of run {directory} can be used; the newest: "
+            f"no checkpoint of run {directory} can be used (it has {len(candidates)}); the newest: "
             f"{candidates[-1].problem or 'its files are damaged.'} Restore one from a copy, or begin anew with --fresh."
         )
     published = collectives.from_main(RunDirectory(directory).facts().get(PUBLISHED_STEP) if topology.is_main else None)
@@ -147,6 +151,15 @@ def reject_loaded(
         reject(continuation.info, reason, kind="loss")
         post({"type": "event", "event": "checkpoint_rejected", "step": continuation.step, "reason": reason})
     raise CheckpointMismatchError(f"checkpoint {continuation.info.directory} was rejected: {reason}.")
+
+
+def _is_told(info: CheckpointInfo, directory: Path) -> bool:
+    """Whether the record has an event of this very rejection."""
+    rejection = info.rejection
+    return rejection is not None and any(
+        (row.get("event"), row.get("step"), row.get("reason")) == ("checkpoint_rejected", info.step, rejection.reason)
+        for row in read_lines(directory / EVENTS_NAME)
+    )
 
 
 def _damage(info: CheckpointInfo, topology: Topology) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +10,14 @@ import numpy as np
 import torch
 
 from cluster.batches import to_device
-from cluster.checkpoint import CheckpointInfo, CheckpointReader, find_checkpoint, newest_verified, verify
+from cluster.checkpoint import (
+    CheckpointInfo,
+    CheckpointReader,
+    find_checkpoint,
+    list_checkpoints,
+    newest_verified,
+    verify,
+)
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError
 from cluster.record import perplexity
@@ -24,6 +32,8 @@ from llm.attention import resolve_attention
 from llm.config import ModelConfig
 from llm.errors import ModelError
 from llm.transformer import Transformer
+
+logger = logging.getLogger(__name__)
 
 _ROWS = 16
 
@@ -81,7 +91,8 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
     """Mean cross entropy over the validation split of a dataset.
 
     Returns:
-        loss (nats per token), perplexity, tokens (targets scored).
+        loss (nats per token), perplexity, tokens (targets scored), total_tokens (of the split: the first of each
+        document, or without `document_mask` of the split, is predicted from nothing and so not scored).
 
     Raises:
         DatasetError: The dataset was built with another tokenizer, or has no validation split.
@@ -107,14 +118,15 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
             sums = loaded.model(batch.tokens, batch.targets, batch.loss_weights, documents)
             loss_sum += sums.loss_sum.double().item()
             weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum)
+    return _figures(loss_sum, weight_sum, sequences.stream.tokens)
 
 
 def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
     """Mean cross entropy of a text as one document, cut into sequences of the length trained with.
 
     Returns:
-        loss (nats per token), perplexity, tokens (targets scored, the end of the document included).
+        loss (nats per token), perplexity, tokens (targets scored, the end of the document included), total_tokens
+        (with the beginning of the document, which is not scored).
     """
     tokenizer, length = loaded.tokenizer, loaded.data.seq_len
     tokens = [tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)), tokenizer.eos_id]
@@ -126,14 +138,14 @@ def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
             sums = loaded.model(inputs, targets, torch.ones_like(targets, dtype=torch.float32))
             loss_sum += sums.loss_sum.double().item()
             weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum)
+    return _figures(loss_sum, weight_sum, len(tokens))
 
 
-def _figures(loss_sum: float, weight_sum: float) -> dict[str, float]:
+def _figures(loss_sum: float, weight_sum: float, total_tokens: int) -> dict[str, float]:
     if weight_sum == 0:
         raise ModelError("there is no token to score: the text is empty. Give a longer one.")
     loss = loss_sum / weight_sum
-    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(weight_sum)}
+    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(weight_sum), "total_tokens": total_tokens}
 
 
 def _device(loaded: LoadedModel) -> str:
@@ -152,4 +164,10 @@ def _resolve(path: Path) -> tuple[CheckpointInfo, Path]:
             "run's directory (storage/name), or one of its checkpoints/step-…"
         )
     newest = newest_verified(path)  # asked for the run, not for one checkpoint: a damaged one is passed over
-    return (newest, path) if newest is not None else (find_checkpoint(path), path)
+    if newest is None:
+        return find_checkpoint(path), path
+    for info in list_checkpoints(path):
+        if info.step > newest.step:
+            reason = info.rejection.reason if info.rejection is not None else info.problem
+            logger.warning("step %d is taken, since step %d cannot be used: %s", newest.step, info.step, reason)
+    return newest, path

@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from data_pipeline.config import DataBuildConfig
+from data_pipeline.dataset import Dataset
 from data_pipeline.encode import EncodedDataset, encode_corpus
-from data_pipeline.errors import DatasetDamagedError, DatasetError
+from data_pipeline.errors import DatasetError
 from data_pipeline.manifest import (
     MANIFEST_FILE,
     SCHEMA_VERSION,
@@ -34,10 +35,13 @@ from data_pipeline.shards import token_dtype
 from data_pipeline.survey import BuildProgress, ProgressCallback, Survey, survey_corpus
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 
-__all__ = ["BuildProgress", "build_dataset", "train_tokenizer_for"]
+__all__ = ["UP_TO_DATE", "BuildProgress", "build_dataset", "train_tokenizer_for"]
 
 BUILD_VERSION = 1
 """Raised by every change of code that alters what a build makes of the same text."""
+
+UP_TO_DATE = "up to date"
+"""Stage that is told last where the dataset is there already."""
 
 _WORKING_PREFIX = ".building-"
 
@@ -52,6 +56,9 @@ def build_dataset(
     threads: int = 1,
 ) -> Manifest:
     """Builds a dataset, or returns the manifest of the one that is there where it was built the same way.
+
+    Of a dataset that is there the text, the configuration, the manifest, the tokenizer and the sizes of the shards are
+    compared; `Dataset.verify` compares every byte.
 
     Args:
         config: What to build.
@@ -75,7 +82,7 @@ def build_dataset(
             if existing.content_digest == survey.content_digest and (
                 given is None or given.hash == existing.tokenizer_hash
             ):
-                logger.info("dataset %s is up to date: nothing to build", output)
+                _tell(progress, BuildProgress(UP_TO_DATE, survey.ledger.documents_read, survey.ledger.bytes_read))
                 return existing
             raise DatasetError(_in_the_way(output, "from other text or with another tokenizer"))
         with _working_directory(output) as working:
@@ -140,12 +147,7 @@ def _existing(output: Path, config: DataBuildConfig) -> Manifest | None:
     manifest = Manifest.load(output)
     if manifest.build_digest != build_digest(config):
         raise DatasetError(_in_the_way(output, "with another configuration"))
-    for shard in manifest.shards:
-        path = output / shard.file
-        if not path.is_file() or path.stat().st_size != shard.size_bytes:
-            raise DatasetDamagedError(
-                f"The dataset at {output} is damaged: {path} is missing or cut off. Pass --fresh to rebuild it."
-            )
+    Dataset.open(output).tokenizer()  # both compare what they open with the manifest
     return manifest
 
 

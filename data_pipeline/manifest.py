@@ -181,10 +181,11 @@ class Manifest:
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError) as error:
-            state = "has no manifest.json: its build did not finish" if directory.is_dir() else "does not exist"
+            unfinished = "has no manifest.json: it is something else, or its build did not finish"
+            state = unfinished if directory.is_dir() else "does not exist"
             raise DatasetError(
-                f"There is no dataset at {directory}: the directory {state}. Check the path, or run `data "
-                "build CONFIG`."
+                f"There is no dataset at {directory}: the directory {state}. "
+                "Check the path, or run `data build CONFIG`."
             ) from error
         return cls.from_bytes(data, str(path))
 

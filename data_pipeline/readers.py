@@ -19,6 +19,16 @@ from data_pipeline.errors import CorpusError
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
 JSONL_ENDINGS = (".jsonl", ".ndjson")
+_SUGGESTIONS_AT_MOST = 3
+_JSON_TYPES = {
+    "dict": "an object",
+    "list": "a list",
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "NoneType": "null",
+}
 
 
 @dataclass(frozen=True)
@@ -83,8 +93,8 @@ def read_documents(source: SourceConfig) -> Iterator[RawDocument]:
                 yield document
     if not found:
         raise CorpusError(
-            f"Source {source.name!r}: its {len(files)} file(s) hold no document, the first being {files[0]}. "
-            "Check that they are the right files."
+            f"Source {source.name!r}: there is no document in {files[0] if len(files) == 1 else _several(files)}. "
+            "Check the path."
         )
 
 
@@ -123,16 +133,15 @@ def _json_document(source: SourceConfig, line: bytes, place: str, where: str) ->
         ) from error
     if not isinstance(value, dict):
         raise CorpusError(
-            f"Source {source.name!r}: {where} holds a JSON {type(value).__name__}, not an object: "
+            f"Source {source.name!r}: {where} holds {_JSON_TYPES[type(value).__name__]}, not an object: "
             f"{_excerpt(line)}. "
             "Each line must be an object with the text under a key."
         )
     text = _field(source, value, "text_field", source.text_field, where)
     if not isinstance(text, str):
         raise CorpusError(
-            f"Source {source.name!r}: {where} has a {type(text).__name__} under {source.text_field!r}, not "
-            "a string: "
-            f"{_excerpt(line)}. Set text_field to the key of the text."
+            f"Source {source.name!r}: {where} has {_JSON_TYPES[type(text).__name__]} under {source.text_field!r}, not "
+            f"a string: {_excerpt(line)}. Set text_field to the key of the text."
         )
     name = place if source.id_field is None else str(_field(source, value, "id_field", source.id_field, where))
     try:
@@ -197,17 +206,20 @@ def _explained(source: SourceConfig, file: Path) -> Iterator[None]:
         raise CorpusError(f"Source {source.name!r}: {file} cannot be read: {error.strerror}.") from error
 
 
+def _several(files: list[Path]) -> str:
+    return f"any of its {len(files):,} files, from {files[0]} to {files[-1]}"
+
+
 def _suggestion(path: Path) -> str:
     parent = path.parent
     while not parent.is_dir() and parent != parent.parent:
         parent = parent.parent
     names = sorted(item.name for item in parent.iterdir() if not item.name.startswith("."))
     child = path.parts[len(parent.parts)] if len(path.parts) > len(parent.parts) else path.name
-    close = difflib.get_close_matches(child, names, n=1)
+    close = difflib.get_close_matches(child, names, n=_SUGGESTIONS_AT_MOST)
     if close:
-        return f"Did you mean {parent / close[0]}?"
-    shown = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-    return f"{parent} holds: {shown or 'nothing'}. Check the path."
+        return f"Did you mean {' or '.join(str(parent / name) for name in close)}?"
+    return f"{parent.resolve()} is there, and holds nothing of a similar name. Check the path."
 
 
 def _excerpt(line: bytes) -> str:

@@ -27,7 +27,7 @@ class BuildProgress:
     """How far a build is."""
 
     stage: str
-    """`reading`, `tokenizer`, `encoding` or `publishing`."""
+    """`reading`, `tokenizer`, `encoding` or `publishing`; `up to date` where there was nothing to build."""
     documents: int
     """Documents read in this stage."""
     bytes: int

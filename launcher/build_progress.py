@@ -70,11 +70,19 @@ class ByteProgress:
             of_all = f" of {byte_size(total_bytes)}" if total_bytes is not None else ""
             self._console.print(Text(f"{self._title}: {byte_size(done_bytes)}{of_all}"))
 
+    @property
+    def stage(self) -> str:
+        """What was being done last."""
+        return self._title
+
     def on_build(self, state: BuildProgress) -> None:
-        """Take in how far a dataset build is."""
+        """Take in how far a dataset build is; that it is up to date is for the verb to say."""
+        from data_pipeline.build import UP_TO_DATE
+
         if state.stage != self._title:
             self._title, self._last_line = state.stage, None
-        self(state.bytes, state.total_bytes)
+        if state.stage != UP_TO_DATE:
+            self(state.bytes, state.total_bytes)
 
     def _line_is_due(self, done_bytes: int, total_bytes: int | None) -> bool:
         if self._last_line is None or done_bytes == total_bytes:

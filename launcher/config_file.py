@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
 from data_pipeline.config import DataBuildConfig
-from launcher.config_problems import problems
+from launcher.config_problems import Problem, problems
 from launcher.errors import ConfigError
 from launcher.overrides import apply_overrides
 from launcher.yaml_file import dump_yaml, parse_yaml
@@ -45,8 +45,8 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> RunConfig | DataB
     """Read either: a configuration with `sources` is that of a dataset build, any other that of a run."""
     source, tree = _read_tree(config, overrides)
     if "sources" in tree:
-        return _validate(DataBuildConfig, tree, source)
-    return _validate(RunConfig, tree, source)
+        return _validate(DataBuildConfig, tree, config, source, overrides)
+    return _validate(RunConfig, tree, config, source, overrides)
 
 
 def recipe_names() -> list[str]:
@@ -64,7 +64,7 @@ def read_config_text(config: str) -> tuple[str, str]:
     Returns:
         What to call it in messages, and its text.
     """
-    if "/" not in config and not config.endswith(_YAML_SUFFIXES):
+    if _names_a_recipe(config):
         if config not in recipe_names():
             raise ConfigError(_no_such_recipe(config))
         recipe = resources.files("launcher.recipes") / f"{config}.yaml"
@@ -91,7 +91,11 @@ def schema(root: type) -> dict[str, Any]:
 
 def _load(root: type[_Config], config: str, overrides: Sequence[str]) -> _Config:
     source, tree = _read_tree(config, overrides)
-    return _validate(root, tree, source)
+    return _validate(root, tree, config, source, overrides)
+
+
+def _names_a_recipe(config: str) -> bool:
+    return "/" not in config and not config.endswith(_YAML_SUFFIXES)
 
 
 def _read_tree(config: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:
@@ -108,14 +112,30 @@ def _read_tree(config: str, overrides: Sequence[str]) -> tuple[str, dict[str, An
     return source, apply_overrides(tree, overrides)
 
 
-def _validate(root: type[_Config], tree: dict[str, Any], source: str) -> _Config:
+def _validate(root: type[_Config], tree: dict[str, Any], config: str, source: str, overrides: Sequence[str]) -> _Config:
     try:
         # JSON in strict mode: lists become tuples, and nothing else is converted.
         return TypeAdapter(root).validate_json(json.dumps(tree))
     except ValidationError as error:
-        found = problems(error, root)
-        heading = f"{source}: {len(found)} problems\n  - " if len(found) > 1 else f"{source}: "
-        raise ConfigError(heading + "\n  - ".join(found)) from error
+        found = problems(error, root, in_file=not _names_a_recipe(config))
+        told = [(_origin(problem, source, overrides), problem.text) for problem in found]
+        raise ConfigError(_complaint(told)) from error
+
+
+def _origin(problem: Problem, source: str, overrides: Sequence[str]) -> str:
+    """What brought the problem in: the last override that it comes from, or else the file."""
+    guilty = [override for override in overrides if problem.comes_from(override.partition("=")[0])]
+    return f"override '{guilty[-1]}'" if guilty else source
+
+
+def _complaint(found: Sequence[tuple[str, str]]) -> str:
+    """One message for all problems, which says of each where it comes from."""
+    if len(found) == 1:
+        return f"{found[0][0]}: {found[0][1]}"
+    origins = {origin for origin, _ in found}
+    lines = [text if len(origins) == 1 else f"{origin}: {text}" for origin, text in found]
+    heading = f"{next(iter(origins))}: " if len(origins) == 1 else ""
+    return "\n  - ".join([f"{heading}{len(found)} problems", *lines])
 
 
 def _no_such_recipe(name: str) -> str:

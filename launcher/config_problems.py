@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import types
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, get_args, get_origin
 
 from pydantic import TypeAdapter, ValidationError
@@ -17,12 +17,38 @@ _LONGEST_VALUE_CHARACTERS = 80
 _YAML_1_1_BOOLEANS = {"yes": "true", "on": "true", "no": "false", "off": "false"}
 
 
-def problems(error: ValidationError, root: type) -> list[str]:
-    """One sentence or two for each thing that is wrong: the key, its value, the rule, the way out."""
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """One thing that is wrong."""
+
+    path: tuple[str, ...]
+    """Keys from the top to the value, or to the section whose rule is broken."""
+    text: str
+    """A sentence or two: the key, its value, the rule, the way out."""
+    is_rule: bool
+    """A rule about a whole section is broken; its text names the fields."""
+
+    def comes_from(self, key: str) -> bool:
+        """Whether an override of this dotted key, rather than the file, has the value that is wrong."""
+        keys = tuple(key.split("."))
+        if keys == self.path[: len(keys)]:
+            return True
+        within = keys[: len(self.path)] == self.path
+        return within and (not self.is_rule or re.search(rf"\b{keys[-1]}\b", self.text) is not None)
+
+
+def problems(error: ValidationError, root: type, *, in_file: bool) -> list[Problem]:
+    """Everything that is wrong with a configuration.
+
+    Args:
+        error: What pydantic says.
+        root: Class of the configuration.
+        in_file: The configuration stands in a file of the person's own, where a missing key can be added.
+    """
     found = [(locate(root, details["loc"]), details) for details in error.errors()]
     found = [(place, details) for place, details in found if not _another_branch_got_further(place, found)]
-    sentences = [sentence for place, details in found for sentence in _sentences(place, details, root)]
-    return list(dict.fromkeys(sentences))
+    listed = [problem for place, details in found for problem in _problems(place, details, root, in_file)]
+    return list(dict.fromkeys(listed))
 
 
 def _another_branch_got_further(place: Place, found: list[tuple[Place, ErrorDetails]]) -> bool:
@@ -32,23 +58,28 @@ def _another_branch_got_further(place: Place, found: list[tuple[Place, ErrorDeta
     return any(len(other.path) > depth and other.path[:depth] == place.path for other, _ in found)
 
 
-def _sentences(place: Place, details: ErrorDetails, root: type) -> list[str]:
+def _problems(place: Place, details: ErrorDetails, root: type, in_file: bool) -> list[Problem]:
+    if details["type"] == "missing" and place.owner is not None:
+        missing = [locate(root, details["loc"] + rest) for rest in required_keys(place.annotation)]
+        return [Problem(path=lack.path, text=_missing(lack, in_file), is_rule=False) for lack in missing]
+    return [Problem(path=place.path, text=_sentence(place, details, root), is_rule=details["type"] == "value_error")]
+
+
+def _sentence(place: Place, details: ErrorDetails, root: type) -> str:
     kind, value, key = details["type"], details["input"], ".".join(place.path)
     if kind == "unexpected_keyword_argument":
-        return [f"unknown key '{key}'; {suggest(root, place)}"]
+        return f"unknown key '{key}'; {suggest(root, place)}"
     if kind == "value_error":
-        return [_rule_of_the_section(place, str(details["ctx"]["error"]))]
-    if kind == "missing" and place.owner is not None:
-        return [_missing(locate(root, details["loc"] + rest)) for rest in required_keys(place.annotation)]
+        return _rule_of_the_section(place, str(details["ctx"]["error"]))
     if kind == "missing":  # a list of fixed length that ends too early: speak of the list
         place = locate(root, details["loc"][:-1])
         key = ".".join(place.path)
     if place.annotation is None:
-        return [f"{key} is {_show(value)}: {details['msg']}."]
+        return f"{key} is {_show(value)}: {details['msg']}."
     subject = key or "the file"
     words = [f"{subject} is {_show(value)}, and must be {describe(place.annotation)}."]
     words += [text for text in (_remedy(value, place.annotation), _description(place)) if text]
-    return [" ".join(words)]
+    return " ".join(words)
 
 
 def _rule_of_the_section(place: Place, message: str) -> str:
@@ -61,9 +92,10 @@ def _rule_of_the_section(place: Place, message: str) -> str:
     return f"{section}.{message}" if first_word in names else f"{section}: {message}"
 
 
-def _missing(place: Place) -> str:
+def _missing(place: Place, in_file: bool) -> str:
     key = ".".join(place.path)
-    words = [f"{key} is missing. Add it to the file, or give {key}=VALUE on the command line."]
+    remedy = "Add it to the file, or give" if in_file else "Give"
+    words = [f"{key} is missing. {remedy} {key}=VALUE on the command line."]
     return " ".join([*words, *filter(None, [_description(place)])])
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 from data_pipeline.manifest import BuildLedger, Manifest
 from data_pipeline.plan import TrainingLedger
 from launcher.console import table
+from launcher.report.units import plural
 
 
 def split_table(manifest: Manifest) -> Table:
@@ -32,12 +33,21 @@ def ledger_table(ledger: BuildLedger) -> Table:
 
 
 def token_account(ledger: TrainingLedger) -> str:
-    """Where every training token of the epoch in progress has gone, in one line that adds up."""
-    epochs = f" after {ledger.completed_epochs:,} whole epochs" if ledger.completed_epochs else ""
+    """Where every training token has gone in the epoch in progress, in one line that adds up."""
     return (
-        f"tokens  {ledger.dataset}{epochs}: {ledger.train_tokens:,} train = {ledger.trained_tokens:,} trained"
+        f"tokens  {ledger.dataset}, in epoch {ledger.completed_epochs + 1:,}: "
+        f"{ledger.train_tokens:,} train = {ledger.trained_tokens:,} trained"
         f" + {ledger.not_yet_used_tokens:,} not yet used + {ledger.tail_tokens:,} tail"
         f" + {ledger.skipped_tokens:,} skipped; {ledger.validation_tokens:,} validation"
+    )
+
+
+def up_to_date(manifest: Manifest, output: str) -> str:
+    """What is said of a build that had nothing to do, and what was looked at to know it."""
+    return (
+        f"The dataset in {output} is up to date (fingerprint {manifest.fingerprint}): nothing was built. Checked: the "
+        f"text, the configuration, the manifest, the tokenizer, the length of {plural(len(manifest.shards), 'shard')}. "
+        f"`longhaul data verify {output}` reads every byte."
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.errors import ConfigError
+from launcher.report.units import plural
 from launcher.yaml_file import parse_yaml
 
 _KEY = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z0-9_]+)*")
@@ -69,6 +70,7 @@ def _slot(target: Any, key: str, path: str, override: str) -> str | int:
         raise ConfigError(f"override '{override}': '{path}' is a list, so the next part is a position, as in {path}.0.")
     if int(key) >= len(target):
         raise ConfigError(
-            f"override '{override}': '{path}' has {len(target)} elements, counted from 0, so there is no {path}.{key}."
+            f"override '{override}': '{path}' has {plural(len(target), 'element')}, counted from 0, so there is no "
+            f"{path}.{key}."
         )
     return int(key)

@@ -1,4 +1,4 @@
-"""The check that the four packages belong together: the package index has another `llm`."""
+"""The four packages, which must lie together (the package index has another `llm`), and the versions in use."""
 
 from __future__ import annotations
 
@@ -38,6 +38,19 @@ def disagreement(roots: Mapping[str, Path | None]) -> str | None:
                 "fresh one."
             )
     return None
+
+
+def versions() -> dict[str, str]:
+    """Versions of Longhaul and of the libraries it computes with, none of them imported."""
+    from importlib import metadata
+
+    from cluster.versions import library_versions
+
+    try:
+        own = metadata.version("longhaul")
+    except metadata.PackageNotFoundError:
+        own = f"not installed, run from {Path(__file__).resolve().parents[1]}"
+    return {"longhaul": own, **library_versions()}
 
 
 def _root_of(name: str) -> Path | None:

@@ -74,13 +74,25 @@ def _sentence(event: Event) -> str:
     reason = event.details.get("reason") or event.details.get("error")
     first_line = str(reason).strip().splitlines()[0] if reason else ""
     if event.name == "worker_lost":
-        return "a worker was lost, recovering from the last checkpoint" + (f" ({first_line})" if first_line else "")
+        return _loss(event)
     if event.name in ("started", "resumed"):
         begin = "started" if event.name == "started" else "continuing from the checkpoint of this step"
         return ", ".join([begin, *_layout(event.details.get("layout"))])
     if event.name == "checkpoint_saved":
         return "checkpoint saved"
     return ": ".join(filter(None, [title(event), first_line or _plain_details(event)]))
+
+
+def _loss(event: Event) -> str:
+    """That workers were lost, and why; a checkpoint that was given up has had a line of its own."""
+    causes = event.details.get("causes")
+    if not isinstance(causes, dict) or not causes:
+        return "a worker was lost, starting the workers again"
+    if any("CheckpointMismatchError" in str(cause).split(":")[0] for cause in causes.values()):
+        return "starting the workers again, without the rejected checkpoint"
+    rank, cause = next(iter(causes.items()))
+    others = f" and {plural(len(causes) - 1, 'other')}" if len(causes) > 1 else ""
+    return f"a worker was lost, starting the workers again (rank {rank}{others}: {str(cause).strip().splitlines()[0]})"
 
 
 def _plain_details(event: Event) -> str:

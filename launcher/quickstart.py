@@ -16,6 +16,9 @@ from launcher.training import TrainingResult, train
 SAMPLE = "austen"
 PROMPT = "The morning after the ball,"
 SAMPLE_TOKENS = 80
+_FINISHED_BEFORE = (
+    "The run had finished before, at step {step:,}: nothing was trained now. For another, give another --out."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,20 +69,13 @@ def run_quickstart(out: Path, listener: Callable[[dict[str, Any]], None]) -> Qui
 
 
 def _show_in_report(result: QuickstartResult) -> None:
-    """Put baseline and text sample into the run's record, and write its report again with them."""
+    """Put the baseline into the run's record, and write its report again with it."""
     from cluster.run_directory import RunDirectory
-    from data_pipeline.publish import write_atomically
     from launcher.report import write_report
 
     directory = result.training.run_directory
     baseline = {"name": "interpolated Kneser-Ney bigram", "perplexity": result.bigram_perplexity}
     RunDirectory(directory).update({"baseline": baseline})
-    sample = {
-        "step": result.training.step,
-        "prompt": PROMPT,
-        "text": result.text.removeprefix(PROMPT),
-    }
-    write_atomically(directory / "samples.jsonl", json.dumps(sample).encode() + b"\n")
     write_report(directory)
 
 
@@ -92,10 +88,12 @@ def summary(result: QuickstartResult, program: str) -> str:
     """
     run = str(result.training.run_directory)
     again = shlex.join([*program.split(), "generate", run, "--prompt", "It was not to be supposed"])
+    before = [] if result.training.trained_now else [_FINISHED_BEFORE.format(step=result.training.step)]
     verdict = "below" if result.perplexity < result.bigram_perplexity else "NOT below"
     return "\n".join(
         [
             "",
+            *before,
             f"validation perplexity  {result.perplexity:.2f}",
             f"bigram baseline        {result.bigram_perplexity:.2f}  (interpolated Kneser-Ney, same tokens)",
             f"The model is {verdict} the baseline.",

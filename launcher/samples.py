@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
+from launcher.directories import require_dataset
 
 _PREFIX = "sample:"
 
@@ -23,7 +24,11 @@ def resolve_samples(config: RunConfig, listener: Callable[[dict[str, Any]], None
     Args:
         config: Run that may name shipped samples; they are built into `storage/.datasets/NAME`.
         listener: Receives a message when a stage of a build begins.
+
+    Raises:
+        LauncherError: A path among the datasets holds none; the message names its key.
     """
+    _require_datasets(config)
     directory = Path(config.storage).resolve() / ".datasets"
 
     def resolve(path: str) -> str:
@@ -33,6 +38,13 @@ def resolve_samples(config: RunConfig, listener: Callable[[dict[str, Any]], None
         return str(build_sample(name, directory / name, listener))
 
     return resolve_datasets(config, resolve)
+
+
+def _require_datasets(config: RunConfig) -> None:
+    one = isinstance(config.data.dataset, str)
+    for index, entry in enumerate(config.data.entries):
+        if not is_sample(entry.path):
+            require_dataset(entry.path, "data.dataset" if one else f"data.dataset.{index}.path")
 
 
 def resolve_datasets(config: RunConfig, resolve: Callable[[str], str]) -> RunConfig:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import re
 import shutil
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,10 +16,18 @@ from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, att
 from cluster.errors import CheckpointError, RunNotFoundError
 from data_pipeline.publish import file_hashes, write_atomically
 
-logger = logging.getLogger(__name__)
-
 REJECTED_NAME = "REJECTED.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """What REJECTED.json says: why no attempt takes the checkpoint."""
+
+    kind: Literal["damage", "loss"]
+    """Its files are not what they were, or it gives another loss than when it was saved."""
+    reason: str
+    time_unix_seconds: float
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,8 @@ class CheckpointInfo:
     directory: Path
     manifest: Manifest | None
     problem: str | None
+    rejection: Rejection | None = None
+    """What was found when it was first refused; `problem` says it too."""
 
 
 def list_checkpoints(run_directory: Path) -> list[CheckpointInfo]:
@@ -68,7 +77,6 @@ def newest_verified(run_directory: Path) -> CheckpointInfo | None:
             try:
                 verify(info)
             except CheckpointError as error:
-                logger.warning("checkpoint of step %d is not used: %s", info.step, error)
                 with contextlib.suppress(OSError):  # read-only, or gone in this moment
                     reject(info, str(error), kind="damage")
             else:
@@ -111,8 +119,8 @@ def reject(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss"]
 
     Its files stay for inspection until retention passes it; removing REJECTED.json takes the rejection back.
     """
-    document = {"kind": kind, "reason": reason, "time_unix_seconds": time.time()}
-    write_atomically(info.directory / REJECTED_NAME, json.dumps(document).encode())
+    rejection = Rejection(kind=kind, reason=reason, time_unix_seconds=time.time())
+    write_atomically(info.directory / REJECTED_NAME, json.dumps(asdict(rejection)).encode())
 
 
 def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
@@ -120,9 +128,7 @@ def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
     return [
         info.step
         for info in list_checkpoints(run_directory)
-        if info.step > after_step
-        and (info.directory / REJECTED_NAME).exists()
-        and json.loads((info.directory / REJECTED_NAME).read_bytes()).get("kind") == "loss"
+        if info.step > after_step and info.rejection is not None and info.rejection.kind == "loss"
     ]
 
 
@@ -185,8 +191,9 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
     except CheckpointError as error:
         return CheckpointInfo(step, directory, None, str(error))
     if (directory / REJECTED_NAME).exists():
-        reason = json.loads((directory / REJECTED_NAME).read_bytes())["reason"]
-        return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} was rejected: {reason}")
+        rejection = Rejection(**json.loads((directory / REJECTED_NAME).read_bytes()))
+        problem = f"checkpoint {directory} was rejected: {rejection.reason}"
+        return CheckpointInfo(step, directory, manifest, problem, rejection)
     if manifest.step != step:
         return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} holds step {manifest.step}.")
     for record in manifest.files:

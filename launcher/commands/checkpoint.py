@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -45,30 +44,45 @@ def verify(run: Run) -> None:
     """Read every file of every checkpoint and compare it with its hash; exit 1 if one is damaged."""
     from cluster.checkpoint import verify as verify_checkpoint
     from cluster.errors import CheckpointError
+    from launcher.report.units import plural
 
-    damaged = 0
-    for info in _checkpoints(run):
+    usable, found = [], _checkpoints(run)
+    for info in found:
         try:
             verify_checkpoint(info)
         except CheckpointError as error:
-            damaged += 1
             typer.echo(f"step {info.step:,}: {error}")
         else:
-            files = len(info.manifest.files) if info.manifest else 0
-            typer.echo(f"step {info.step:,}: good ({files} files)")
-    if damaged:
+            usable.append(info.step)
+            typer.echo(f"step {info.step:,}: good ({plural(len(info.manifest.files) if info.manifest else 0, 'file')})")
+    if len(usable) < len(found):
+        typer.echo(_remedy(len(found) - len(usable), usable))
         raise typer.Exit(1)
+
+
+def _remedy(unusable: int, usable: list[int]) -> str:
+    """What follows from checkpoints that cannot be used, and what a person can do about it."""
+    from launcher.report.units import plural
+
+    count = f"{plural(unusable, 'checkpoint')} cannot be used"
+    them, one = ("it", "it") if unusable == 1 else ("them", "one")
+    copy = "from a copy and remove its REJECTED.json, if it has one"
+    if usable:
+        passes = f"Training passes over {them}, to step {usable[-1]:,}."
+        return f"{count}. {passes} To have {one} back, restore its files {copy}."
+    return (
+        f"{count}, and none is left. Restore the files of one {copy}, or begin anew with "
+        "`longhaul pretrain CONFIG --fresh`."
+    )
 
 
 def _checkpoints(run: str) -> list[CheckpointInfo]:
     """Checkpoints of a run that exists and has some."""
     from cluster.checkpoint import list_checkpoints
+    from launcher.directories import require_run
     from launcher.errors import LauncherError
 
-    directory = Path(run)
-    if not directory.is_dir():
-        raise LauncherError(f"{run}: no such run. Name the directory of a run, that is storage/name.")
-    found = list_checkpoints(directory)
+    found = list_checkpoints(require_run(run))
     if not found:
         raise LauncherError(f"{run}: the run has no checkpoint yet.")
     return found

@@ -26,8 +26,10 @@ def tokenizer(config: Config, overrides: Overrides = None) -> None:
     from launcher.build_progress import ByteProgress
     from launcher.config_file import load_build_config
     from launcher.console import messages
+    from launcher.environment import require_lasting_paths
 
     build_config = load_build_config(config, overrides or ())
+    require_lasting_paths(build_config)
 
     from data_pipeline.build import train_tokenizer_for
     from data_pipeline.manifest import TOKENIZER_FILE
@@ -53,17 +55,20 @@ def build(
 ) -> None:
     """Read, clean and tokenize corpora into a dataset: Arrow shards with a manifest.
 
-    Relative paths in the file count from the current directory. A dataset that is up to date is left alone.
+    Relative paths in the file count from the current directory. A dataset that is up to date is left alone, and said
+    to be.
     """
     from launcher.build_progress import ByteProgress
     from launcher.config_file import load_build_config
     from launcher.console import messages, results
-    from launcher.dataset_pages import ledger_table, split_table
+    from launcher.dataset_pages import ledger_table, split_table, up_to_date
+    from launcher.environment import require_lasting_paths
     from launcher.errors import InterruptError
 
     build_config = load_build_config(config, overrides or ())
+    require_lasting_paths(build_config)
 
-    from data_pipeline.build import build_dataset
+    from data_pipeline.build import UP_TO_DATE, build_dataset
 
     try:
         with ByteProgress(messages(), "reading") as progress:
@@ -74,6 +79,8 @@ def build(
     out.print(ledger_table(manifest.ledger))
     out.print(split_table(manifest))
     out.print(f"dataset  {build_config.output}")
+    if progress.stage == UP_TO_DATE:
+        out.print(up_to_date(manifest, build_config.output))
 
 
 @app.command(epilog=examples("longhaul data verify datasets/mine"))
@@ -82,11 +89,14 @@ def verify(dataset: Dataset) -> None:
     from data_pipeline.dataset import Dataset as OpenDataset
     from launcher.build_progress import ByteProgress
     from launcher.console import messages
+    from launcher.directories import require_dataset
+    from launcher.report.units import plural
 
-    opened = OpenDataset.open(dataset)
+    opened = OpenDataset.open(require_dataset(dataset))
     with ByteProgress(messages(), "verifying") as progress:
         opened.verify(progress)
-    typer.echo(f"{dataset}: good ({len(opened.manifest.shards)} shards, {opened.manifest.tokens:,} tokens)")
+    shards = plural(len(opened.manifest.shards), "shard")
+    typer.echo(f"{dataset}: good ({shards}, {opened.manifest.tokens:,} tokens)")
 
 
 @app.command(epilog=examples("longhaul data stats datasets/mine", "longhaul data stats datasets/mine --json"))
@@ -95,8 +105,9 @@ def stats(dataset: Dataset, as_json: AsJson = False) -> None:
     from data_pipeline.dataset import Dataset as OpenDataset
     from launcher.console import results
     from launcher.dataset_pages import ledger_table, length_table, source_table, split_table
+    from launcher.directories import require_dataset
 
-    opened = OpenDataset.open(dataset)
+    opened = OpenDataset.open(require_dataset(dataset))
     facts = opened.stats()
     if as_json:
         print_json(facts)

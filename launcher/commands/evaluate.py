@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -33,11 +34,15 @@ def evaluate(
     as_json: AsJson = False,
 ) -> None:
     """Print loss and perplexity of a trained model on held-out documents or on a text of yours."""
+    from launcher.directories import require_dataset, require_run_or_checkpoint
     from launcher.errors import UsageError
 
     if text is not None and dataset is not None:
         raise UsageError("--text and --dataset were both given. Choose one of them.")
     content = _read(text) if text is not None else None
+    require_run_or_checkpoint(run_or_checkpoint)
+    if dataset is not None:
+        require_dataset(str(dataset))
 
     from cluster.inference import evaluate_dataset, evaluate_text, load_run
 
@@ -54,9 +59,16 @@ def evaluate(
     typer.echo(f"step        {loaded.step:,}")
     for path, figures in scored.items():
         typer.echo(f"{'text' if content is not None else 'dataset':11s} {path}")
-        typer.echo(f"tokens      {figures['tokens']:,}")
+        typer.echo(f"tokens      {_scored(figures, by_document=content is not None or loaded.data.document_mask)}")
         typer.echo(f"loss        {figures['loss']:.4f} nats per token")
         typer.echo(f"perplexity  {figures['perplexity']:.2f}")
+
+
+def _scored(figures: Mapping[str, float], *, by_document: bool) -> str:
+    """How many tokens were scored of how many, and why not all of them."""
+    whole = "each document" if by_document else "the split"
+    reason = f"the first of {whole} has none before it to be predicted from"
+    return f"{figures['tokens']:,} scored of {figures['total_tokens']:,}; {reason}"
 
 
 def _read(path: Path) -> str:

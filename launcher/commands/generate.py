@@ -23,31 +23,34 @@ def register(app: typer.Typer) -> None:
 def generate(
     run_or_checkpoint: RunOrCheckpoint,
     prompt: Annotated[str, typer.Option(help="Text that the model continues.", show_default=False)],
-    max_new_tokens: Annotated[int, typer.Option(min=1, help="Tokens after which the text ends at the latest.")] = 100,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which the text ends at the latest.")] = 100,
     temperature: Annotated[
-        float,
-        typer.Option(min=0.0, help="Divides the logits: lower is safer, 0 always takes the likeliest token."),
+        float, typer.Option(help="Divides the logits: lower is safer, 0 always takes the likeliest token.")
     ] = 0.8,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="Draw from the K likeliest tokens only.", show_default="all")
+        int | None, typer.Option(help="Draw from the K likeliest tokens only.", show_default="all")
     ] = None,
     top_p: Annotated[
         float | None,
-        typer.Option(
-            min=0.0,
-            max=1.0,
-            help="Draw from the likeliest tokens that hold this probability.",
-            show_default="all",
-        ),
+        typer.Option(help="Draw from the likeliest tokens that hold this probability, at most 1.", show_default="all"),
     ] = None,
     seed: Annotated[int, typer.Option(help="Key of the random draws; the same seed gives the same text.")] = 0,
 ) -> None:
     """Continue a prompt with a trained model, printing the text as it comes."""
+    from launcher.directories import require_run_or_checkpoint
+    from launcher.errors import UsageError
+
+    require_run_or_checkpoint(run_or_checkpoint)
+
+    from llm.errors import GenerationError
     from llm.generation import SamplingConfig
 
-    sampling = SamplingConfig(
-        max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
-    )
+    try:
+        sampling = SamplingConfig(
+            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+    except GenerationError as error:
+        raise UsageError(str(error)) from error
 
     from cluster.inference import load_run
     from launcher.text_stream import continue_text

@@ -35,7 +35,9 @@ def quickstart(
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:
             result = run_quickstart(out, progress)
     except KeyboardInterrupt as error:
-        raise InterruptError("stopped. The same command continues from the last checkpoint.") from error
+        raise InterruptError(
+            "stopped. The same command continues from the last checkpoint, or begins anew where none was saved yet."
+        ) from error
     if result is None:
         raise InterruptError("stopped, with a checkpoint. The same command continues from there.")
     results().print(summary(result, program=ctx.find_root().info_name or "longhaul"))

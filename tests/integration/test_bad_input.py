@@ -97,7 +97,7 @@ def test_vocabulary_larger_than_the_corpus_allows_is_refused(run: Run, tmp_path:
 
 def test_missing_dataset_is_refused(run: Run, tmp_path: Path) -> None:
     result = run("pretrain", "smoke", f"storage={tmp_path}", f"data.dataset={tmp_path / 'nowhere'}")
-    refused(result, "nowhere")
+    refused(result, f"data.dataset is '{tmp_path / 'nowhere'}', which is no dataset", "data.dataset=PATH")
     nothing_begun(tmp_path)
 
 

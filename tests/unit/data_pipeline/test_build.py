@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_pipeline import build
-from data_pipeline.build import BuildProgress, build_dataset, train_tokenizer_for
+from data_pipeline.build import UP_TO_DATE, BuildProgress, build_dataset, train_tokenizer_for
 from data_pipeline.config import (
     CleaningConfig,
     DataBuildConfig,
@@ -139,7 +139,8 @@ def test_build_returns_at_once_when_nothing_changed(make_config: MakeConfig, tmp
     stamp = (tmp_path / "out" / "manifest.json").stat().st_mtime_ns
     stages: list[str] = []
     assert build_dataset(config, progress=lambda state: stages.append(state.stage)) == first
-    assert set(stages) == {"reading"}
+    assert set(stages[:-1]) == {"reading"}
+    assert stages[-1] == UP_TO_DATE
     assert (tmp_path / "out" / "manifest.json").stat().st_mtime_ns == stamp
 
 
@@ -294,10 +295,18 @@ def test_build_refuses_when_the_dataset_there_is_damaged(make_config: MakeConfig
     config = make_config(tmp_path / "out")
     manifest = build_dataset(config)
     (tmp_path / "out" / manifest.shards[0].file).unlink()
-    with pytest.raises(DatasetDamagedError, match="Pass --fresh to rebuild it"):
+    with pytest.raises(DatasetDamagedError, match=r"is missing\..*rebuild with `data build CONFIG --fresh`"):
         build_dataset(config)
     build_dataset(config, fresh=True)
     Dataset.open(tmp_path / "out").verify()
+
+
+def test_build_refuses_when_the_tokenizer_there_was_altered(make_config: MakeConfig, tmp_path: Path) -> None:
+    build_dataset(make_config(tmp_path / "out"))
+    with (tmp_path / "out" / "tokenizer.model").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(DatasetDamagedError, match="is not the tokenizer that the dataset was built with"):
+        build_dataset(make_config(tmp_path / "out"))
 
 
 def test_build_reports_every_stage_when_asked(make_config: MakeConfig, tmp_path: Path) -> None:

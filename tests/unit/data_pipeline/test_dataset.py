@@ -126,7 +126,7 @@ def test_opening_says_so_when_a_shard_is_cut_off(copy: Path) -> None:
 
 
 def test_opening_says_so_when_there_is_no_dataset(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"the directory has no manifest\.json: its build did not finish"):
+    with pytest.raises(DatasetError, match=r"no manifest\.json: it is something else, or its build did not finish"):
         Dataset.open(tmp_path)
     with pytest.raises(DatasetError, match="the directory does not exist"):
         Dataset.open(tmp_path / "nowhere")

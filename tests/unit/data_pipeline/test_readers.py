@@ -85,6 +85,23 @@ def test_reading_suggests_the_nearest_name_when_the_path_does_not_exist(tmp_path
     )
 
 
+def test_reading_lists_no_strangers_when_no_name_is_near(tmp_path: Path) -> None:
+    _write(tmp_path / "system.log", b"t")
+    with pytest.raises(CorpusError) as caught:
+        _read(tmp_path / "novel.txt")
+    assert str(caught.value) == (
+        f"Source 'corpus': {tmp_path}/novel.txt does not exist. {tmp_path} is there, and holds nothing of a similar "
+        "name. Check the path."
+    )
+
+
+def test_reading_counts_the_files_when_none_of_several_holds_a_document(tmp_path: Path) -> None:
+    for name in ("a.txt", "b.txt", "c.txt"):
+        _write(tmp_path / name, b"")
+    with pytest.raises(CorpusError, match=r"no document in any of its 3 files, from .*a\.txt to .*c\.txt\."):
+        _read(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "message"),
     [
@@ -100,10 +117,10 @@ def test_reading_suggests_the_nearest_name_when_the_path_does_not_exist(tmp_path
             {},
             r"has no key 'text'; it has 'body', 'id'\. Set text_field to one of",
         ),
-        ("a.jsonl", b'{"text": 5}', {}, r"has a int under 'text', not a string"),
-        ("a.jsonl", b"[1]", {}, r"holds a JSON list, not an object"),
+        ("a.jsonl", b'{"text": 5}', {}, r"has a whole number under 'text', not a string"),
+        ("a.jsonl", b"[1]", {}, r"holds a list, not an object"),
         ("a.jsonl", b'{"text": "x"}', {"id_field": "key"}, r"has no key 'key'; it has 'text'\. Set id_field"),
-        ("a.jsonl", b"\n\n", {}, r"its 1 file\(s\) hold no document"),
+        ("a.jsonl", b"\n\n", {}, r"there is no document in .*a\.jsonl\. Check the path"),
         ("a.csv", b"x", {}, r"the ending of .*a\.csv does not tell its format"),
     ],
 )

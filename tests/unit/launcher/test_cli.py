@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,11 +73,11 @@ def test_defect_keeps_its_traceback(runner: CliRunner, monkeypatch: pytest.Monke
     [
         (
             ["config", "show", "smoke", "trian.max_steps=3"],
-            "recipe 'smoke': unknown key 'trian'; did you mean 'train'?",
+            "override 'trian.max_steps=3': unknown key 'trian'; did you mean 'train'?",
         ),
         (
             ["pretrain", "smoke", "zero.stage=9"],
-            "recipe 'smoke': zero.stage is 9, and must be one of 0, 1, 2, 3.",
+            "override 'zero.stage=9': zero.stage is 9, and must be one of 0, 1, 2, 3.",
         ),
         (["data", "build", "smoke"], "recipe 'smoke': "),
         (
@@ -100,6 +101,43 @@ def test_mistake_in_the_command_line_exits_2_without_output(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (["--temperature", "nan"], "temperature is nan: logits cannot be divided by it. Use a finite number"),
+        (["--top-p", "nan"], "top_p is nan: it is a sum of probabilities, above 0 and at most 1."),
+        (["--max-new-tokens", "0"], "max_new_tokens is 0: there is nothing to do."),
+    ],
+)
+def test_sampling_that_makes_no_sense_is_refused_in_our_words(
+    option: list[str], message: str, runner: CliRunner
+) -> None:
+    result = runner.invoke(app, ["generate", "run", "--prompt", "x", *option])
+    assert result.exit_code == 2
+    assert result.stderr.startswith(f"error: {message}")
+
+
+def test_version_names_the_libraries_without_importing_them() -> None:
+    code = (
+        "import sys, launcher.__main__ as m\n"
+        "sys.argv = ['longhaul', '--version']\n"
+        "try: m.main()\n"
+        "except SystemExit as end: assert end.code == 0\n"
+        "print(*sys.modules, file=sys.stderr)\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [
+        "longhaul",
+        "python",
+        "torch",
+        "deepspeed",
+        "ray",
+        "numpy",
+    ]
+    assert f"torch     {metadata.version('torch')}\n" in result.stdout
+    assert not {"torch", "deepspeed", "ray", "numpy"} & set(result.stderr.split())
+
+
 @pytest.mark.parametrize("arguments", [["nonsense"], ["pretrain"], ["generate", "run"], ["data", "build"]])
 def test_unknown_or_incomplete_verb_exits_2(arguments: list[str], runner: CliRunner) -> None:
     assert runner.invoke(app, arguments).exit_code == 2
@@ -111,6 +149,10 @@ def test_checkpoint_verbs_refuse_what_is_no_run(verb: list[str], runner: CliRunn
     result = runner.invoke(app, [*verb, absent])
     assert result.exit_code == 1
     assert result.stderr == f"error: {absent}: no such run. Name the directory of a run, that is storage/name.\n"
+    result = runner.invoke(app, [*verb, str(tmp_path)])
+    assert result.exit_code == 1
+    assert result.stderr.startswith(f"error: {tmp_path} is neither a run nor a dataset: ")
+    (tmp_path / "run.json").write_text("{}")
     result = runner.invoke(app, [*verb, str(tmp_path)])
     assert (result.exit_code, result.stderr) == (1, f"error: {tmp_path}: the run has no checkpoint yet.\n")
 
@@ -130,6 +172,7 @@ def _longhaul(*arguments: str, **options: Any) -> subprocess.Popen[str]:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's `&` makes it ignored
         **options,
     )
 

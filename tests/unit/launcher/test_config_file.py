@@ -22,6 +22,7 @@ from launcher.config_file import (
 from launcher.errors import ConfigError
 
 RUN = "name: x\ndata: {dataset: a}\n"
+RECIPES = "gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, smoke"
 BUILD = "name: x\noutput: o\nsources: [{name: a, path: b}]\n"
 
 
@@ -54,7 +55,8 @@ def test_load_run_config_reads_numbers_lists_and_overrides(config_path: Callable
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_resolved_yaml_loads_back_to_an_equal_run_config(name: str, config_path: Callable[[str], str]) -> None:
-    config = load_run_config(name, ["optimizer.learning_rate=1e-5", "wandb.group='1e3'", "wandb.project=on"])
+    overrides = ["data.dataset=a", "optimizer.learning_rate=1e-5", "wandb.group='1e3'", "wandb.project=on"]
+    config = load_run_config(name, overrides)
     assert load_run_config(config_path(resolved_yaml(config))) == config
 
 
@@ -162,7 +164,37 @@ def test_load_run_config_names_key_value_rule_and_remedy(
     override: str, problem: str, config_path: Callable[[str], str]
 ) -> None:
     path = config_path(RUN)
-    assert _refusal(lambda: load_run_config(path, [override])) == f"c.yaml: {problem}"
+    assert _refusal(lambda: load_run_config(path, [override])) == f"override '{override}': {problem}"
+
+
+def test_load_run_config_blames_the_file_when_the_mistake_stands_there(config_path: Callable[[str], str]) -> None:
+    path = config_path(RUN + "train: {max_step: 3}\n")
+    assert _refusal(lambda: load_run_config(path, ["train.log_every_steps=1"])) == (
+        "c.yaml: unknown key 'train.max_step'; did you mean 'train.max_steps'?"
+    )
+
+
+def test_load_run_config_blames_the_last_override_when_several_set_the_key(config_path: Callable[[str], str]) -> None:
+    refusal = _refusal(lambda: load_run_config(config_path(RUN), ["zero.stage=7", "seed=1", "zero.stage=8"]))
+    assert refusal.startswith("override 'zero.stage=8': zero.stage is 8, and must be one of")
+
+
+def test_load_run_config_blames_the_override_when_a_rule_between_two_keys_is_broken(
+    config_path: Callable[[str], str],
+) -> None:
+    refusal = _refusal(lambda: load_run_config(config_path(RUN), ["resources.workers=99"]))
+    assert refusal.startswith("override 'resources.workers=99': resources.workers is 99 and train.global_batch_size 32")
+
+
+def test_load_run_config_says_of_each_problem_where_it_comes_from_when_there_are_several(
+    config_path: Callable[[str], str],
+) -> None:
+    path = config_path(RUN + "train: {max_step: 3}\n")
+    assert _refusal(lambda: load_run_config(path, ["checkpoint.keep=1"])) == (
+        "2 problems\n"
+        "  - c.yaml: unknown key 'train.max_step'; did you mean 'train.max_steps'?\n"
+        "  - override 'checkpoint.keep=1': unknown key 'checkpoint.keep'; did you mean 'checkpoint.keep_last'?"
+    )
 
 
 def test_load_build_config_lists_every_problem(config_path: Callable[[str], str]) -> None:
@@ -212,10 +244,10 @@ def test_load_run_config_says_where_the_yaml_is_wrong(
     [
         (
             "smok",
-            "no recipe is called 'smok'. Did you mean 'smoke'? Shipped recipes: quickstart, smoke. "
+            f"no recipe is called 'smok'. Did you mean 'smoke'? Shipped recipes: {RECIPES}. "
             "A configuration file is named with .yaml.",
         ),
-        ("absent.yaml", "absent.yaml: no such file. Shipped recipes: quickstart, smoke."),
+        ("absent.yaml", f"absent.yaml: no such file. Shipped recipes: {RECIPES}."),
         ("c", "no recipe is called 'c'. For the file in this directory, write ./c.yaml"),
         ("./", "./: cannot be read: Is a directory."),
     ],

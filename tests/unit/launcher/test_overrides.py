@@ -49,7 +49,7 @@ def test_apply_overrides_opens_a_section_that_the_file_left_empty() -> None:
         ),
         ("a.b=.inf", "override 'a.b=.inf': the value is inf, and must be a finite number."),
         ("a.b.c=1", "override 'a.b.c=1': 'a.b' is 1 and has no part 'c'."),
-        ("l.1.p=x", "override 'l.1.p=x': 'l' has 1 elements, counted from 0, so there is no l.1."),
+        ("l.1.p=x", "override 'l.1.p=x': 'l' has 1 element, counted from 0, so there is no l.1."),
         ("l.p=x", "override 'l.p=x': 'l' is a list, so the next part is a position, as in l.0."),
         (
             "a.betas.1=0.9",

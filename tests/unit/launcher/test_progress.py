@@ -54,7 +54,7 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         progress({"type": "event", "event": "resumed", "step": 40, "layout": layout})
         progress({"type": "eval", "step": 50, "name": "austen", "eval/loss": 4.25, "eval/perplexity": 70.105})
         progress({"type": "event", "event": "checkpoint_saved", "step": 50, "seconds": 0.1})
-        progress({"type": "event", "event": "worker_lost", "step": 50, "reason": "rank 1 was killed\ntraceback"})
+        progress({"type": "event", "event": "worker_lost", "step": 50, "causes": {"1": "Killed: rank 1\ntraceback"}})
         progress({"type": "event", "event": "checkpoint_rejected", "step": 50, "reason": "a file is damaged"})
         progress({"type": "event", "event": "samples_skipped", "step": 50, "first": 7, "last": 9})
     assert _lines(console) == [
@@ -62,10 +62,32 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         "step 40: continuing from the checkpoint of this step, 2 workers, ZeRO 3, fp32, cpu, sdpa",
         "step 50: validation perplexity 70.11 (loss 4.2500, austen)",
         "step 50: checkpoint saved",
-        "step 50: a worker was lost, recovering from the last checkpoint (rank 1 was killed)",
+        "step 50: a worker was lost, starting the workers again (rank 1: Killed: rank 1)",
         "step 50: checkpoint rejected: a file is damaged",
         "step 50: samples skipped: first 7, last 9",
     ]
+
+
+@pytest.mark.parametrize(
+    ("causes", "line"),
+    [
+        ({}, "a worker was lost, starting the workers again"),
+        ({"0": "A: b", "2": "C: d"}, "a worker was lost, starting the workers again (rank 0 and 1 other: A: b)"),
+        (
+            {
+                "0": "RuntimeError: gone",
+                "1": "CheckpointMismatchError: checkpoint x was rejected: its loss is another.",
+            },
+            "starting the workers again, without the rejected checkpoint",
+        ),
+    ],
+)
+def test_lost_worker_is_told_with_its_cause_and_a_rejection_only_once(
+    causes: dict[str, str], line: str, console: Console, clock: Clock
+) -> None:
+    with TrainingProgress(console, interactive=False, clock=clock) as progress:
+        progress({"type": "event", "event": "worker_lost", "causes": causes})
+    assert _lines(console) == [line]
 
 
 def test_plain_view_prints_steps_every_tenth_of_the_way_or_ten_seconds(console: Console, clock: Clock) -> None:

@@ -9,6 +9,7 @@ import pytest
 from cluster.config import RunConfig
 from data_pipeline.config import DataConfig, MixtureEntry
 from data_pipeline.errors import DatasetError
+from launcher.errors import LauncherError
 from launcher.samples import resolve_samples
 from launcher.training import absolute
 
@@ -27,9 +28,19 @@ def test_absolute_names_storage_and_every_dataset_from_the_root(
 
 
 def test_resolve_samples_leaves_other_datasets_alone(tmp_path: Path) -> None:
-    config = RunConfig(name="x", storage=str(tmp_path), data=DataConfig(dataset="/data"))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "manifest.json").write_text("{}")
+    config = RunConfig(name="x", storage=str(tmp_path / "runs"), data=DataConfig(dataset=str(tmp_path / "data")))
     assert resolve_samples(config, print) == config
-    assert not list(tmp_path.iterdir())
+    assert not (tmp_path / "runs").exists()
+
+
+def test_resolve_samples_names_the_key_when_a_dataset_of_a_mixture_is_missing(tmp_path: Path) -> None:
+    entries = (MixtureEntry(path="sample:austen"), MixtureEntry(path=str(tmp_path / "absent")))
+    config = RunConfig(name="x", storage=str(tmp_path / "runs"), data=DataConfig(dataset=entries))
+    with pytest.raises(LauncherError, match=r"data\.dataset\.1\.path is '.*absent', which is no dataset: there is no"):
+        resolve_samples(config, print)
+    assert not (tmp_path / "runs").exists()
 
 
 def test_resolve_samples_refuses_a_sample_that_is_not_shipped(tmp_path: Path) -> None:
