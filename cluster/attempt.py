@@ -23,15 +23,17 @@ from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
 from cluster.engine import Engine
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation import evaluate
 from cluster.initial_state import InitialState
-from cluster.record import METRICS_NAME, MetricsLog, perplexity, read_lines
+from cluster.record import perplexity
+from cluster.record_writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
-from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
+from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
+from cluster.text_samples import TextSampler
 from cluster.topology import Layout, Topology
 from cluster.train_loop import Effects, Rhythm, train
-from cluster.wandb_mirror import TrackingSettings, WandbMirror
+from cluster.wandb_mirror import Status, TrackingSettings
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences, ValidationSequences
@@ -80,6 +82,8 @@ class Surroundings:
     """Sees every batch of this rank before it is computed."""
     clock: Callable[[], float] = time.time
     """Unix seconds."""
+    still_ours: Callable[[], bool] = lambda: True
+    """Whether the driver of this attempt still holds the run's lease."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,6 +128,10 @@ class _Attempt:
         request = EngineRequest(model=self._model, config=config, layout=self._layout, topology=topology)
         self._engine = surroundings.build_engine(request)
 
+        if topology.is_main and not surroundings.still_ours():
+            raise RunBusyError(
+                f"run {self._directory} was taken over by another driver: this attempt changes nothing any more."
+            )
         self._attempt = self._collectives.from_main(
             RunDirectory(self._directory).next_attempt() if topology.is_main else 0
         )
@@ -140,10 +148,14 @@ class _Attempt:
         self._step = self._origin.step
         self._skips = self._origin.skips
 
-        self._metrics: MetricsLog | None = None
-        self._mirror: WandbMirror | None = None
-        if topology.is_main:
-            self._open_record()
+        self._sampler = TextSampler(
+            config,
+            layers=self._model.num_hidden_layers,
+            tokenizer_path=self._directory / TOKENIZER_NAME,
+            topology=topology,
+            collectives=self._collectives,
+        )
+        self._record: RecordWriter | None = self._open_record() if topology.is_main else None
         self._writer = CheckpointWriter(
             self._directory,
             attempt=self._attempt,
@@ -189,24 +201,17 @@ class _Attempt:
             if self._writer.awaits_next_loss:
                 self._writer.next_loss(self._loss_of_next_batch())
             self._writer.finish()
-        finally:
-            self._close()
+        except BaseException as error:
+            self._close("failed", error)
+            raise
+        self._close("finished" if finished else "stopped")
         return AttemptResult(step=self._step, finished=finished)
 
-    def _open_record(self) -> None:
+    def _open_record(self) -> RecordWriter:
         """Bring the record to where training continues, and say so. Rank 0 only."""
-        self._metrics = MetricsLog(
-            self._directory, attempt=self._attempt, after_step=self._step, clock=self._around.clock
-        )
-        self._mirror = WandbMirror(
-            self._around.tracking,
-            self._directory / "wandb",
-            config=config_as_dict(self._config),
-            record=list(read_lines(self._directory / METRICS_NAME)),
-            several_datasets=len(self._plan.datasets) > 1,
-        )
         RunDirectory(self._directory).update(
             run_facts(
+                config=self._config,
                 model=self._model,
                 plan=self._plan,
                 layout=self._layout,
@@ -214,16 +219,23 @@ class _Attempt:
                 resolved=self._resolved,
             )
         )
+        record = RecordWriter(
+            self._directory,
+            attempt=self._attempt,
+            after_step=self._step,
+            clock=self._around.clock,
+            tracking=self._around.tracking,
+        )
         for reason in self._resolved:
             logger.info("%s", reason)
         self._post(first_event(self._origin, self._layout, self._attempt))
         for removed in clean_leftovers(self._directory, self._attempt):
             logger.info("removed %s, which an earlier attempt left unfinished", removed)
+        return record
 
     def _write_row(self, kind: str, step: int, fields: dict[str, Any]) -> None:
-        if self._metrics is not None and self._mirror is not None:
-            row = self._metrics.write(kind, step, fields)
-            self._mirror.put(row)
+        if self._record is not None:
+            row = self._record.write_metrics(kind, step, fields)
             self._post({"type": kind, "max_steps": self._config.train.max_steps, **row})
 
     def _check_loss(self, step: int, loss: float) -> None:
@@ -261,6 +273,9 @@ class _Attempt:
             if loss is not None:
                 fields = {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
                 self._write_row("eval", step, fields)
+        for sample in self._sampler.write(self._engine, step):
+            if self._record is not None:
+                self._record.write_sample(step, name=sample.label, prompt=sample.prompt, text=sample.text)
 
     def _make_feeder(self) -> Feeder:
         return Feeder(
@@ -286,24 +301,20 @@ class _Attempt:
     def _before_publish(self) -> None:
         """Rank 0, before a manifest is written: its metrics first, and nothing from an attempt that was superseded."""
         newest = RunDirectory(self._directory).facts()["attempt"]
-        if newest != self._attempt:
-            raise CheckpointError(f"attempt {newest} has taken over from attempt {self._attempt}")
-        if self._metrics is not None:
-            self._metrics.sync()
+        if newest != self._attempt or not self._around.still_ours():
+            raise CheckpointError(f"another driver or attempt {newest} has taken over from attempt {self._attempt}")
+        if self._record is not None:
+            self._record.sync()
 
     def _on_saved(self, event: dict[str, Any]) -> None:
         RunDirectory(self._directory).update({PUBLISHED_STEP: event["step"]})
         self._post({"type": "event", "attempt": self._attempt, **event})
 
-    def _close(self) -> None:
+    def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()
         self._writer.close()
-        try:
-            if self._metrics is not None:
-                self._metrics.close()
-        finally:
-            if self._mirror is not None:
-                self._mirror.close()
+        if self._record is not None:
+            self._record.close(status, error)
 
     def _phase(self, text: str) -> None:
         if self._topology.is_main:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -12,8 +13,9 @@ from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.record import perplexity
 from cluster.run_directory import config_as_dict
-from cluster.topology import Layout, Topology, device_name, library_versions
+from cluster.topology import Layout, Topology, device_name
 from cluster.train_loop import StepReport
+from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
@@ -57,24 +59,30 @@ def manifest_run(
         "data_plan_fingerprint": plan.fingerprint,
         "layout": layout.as_dict(),
         "config": config_as_dict(config),
-        "rng": {"seed": config.seed, "scheme": "initial values by name, order by position; nothing else is drawn"},
+        "rng": {"seed": config.seed, "scheme": "initial values by name, order by position, samples by step"},
         "wandb_id": wandb_id,
     }
 
 
 def run_facts(
-    *, model: ModelConfig, plan: DataPlan, layout: Layout, topology: Topology, resolved: list[str]
+    *, config: RunConfig, model: ModelConfig, plan: DataPlan, layout: Layout, topology: Topology, resolved: list[str]
 ) -> dict[str, Any]:
-    """Facts for run.json."""
+    """Facts for run.json: all that a view of the run needs besides its logs."""
     return {
         "layout": layout.as_dict(),
         "resolved": resolved,
         "environment": {**library_versions(), "device": device_name(topology.device)},
-        "model": {"parameters": count_parameters(model).total, "vocab_size": model.vocab_size},
+        "config": config_as_dict(config),
+        "model": {**asdict(model), "parameters": count_parameters(model).total},
         "data_plan": {"fingerprint": plan.fingerprint, **plan.describe()},
         "datasets": [
-            {"name": dataset.name, "fingerprint": dataset.fingerprint, "tokenizer": dataset.tokenizer_hash}
-            for dataset in plan.datasets
+            {
+                "name": dataset.name,
+                "label": label,
+                "fingerprint": dataset.fingerprint,
+                "tokenizer": dataset.tokenizer_hash,
+            }
+            for dataset, label in zip(plan.datasets, dataset_labels(plan.datasets), strict=True)
         ],
     }
 

@@ -10,6 +10,17 @@ from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
 STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
+_STAGES_OF_OPTION = {
+    "offload_optimizer": (1, 2, 3),
+    "offload_parameters": (3,),
+    "reduce_bucket_elements": (1, 2, 3),
+    "allgather_bucket_elements": (1, 2),
+    "prefetch_bucket_elements": (3,),
+    "parameter_persistence_threshold_elements": (3,),
+    "overlap_communication": (1, 2, 3),
+    "hpz_partition_size": (3,),
+}
+"""The ZeRO stages at which DeepSpeed reads each option."""
 _RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -31,6 +42,9 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl; the first and the last step are always logged."""
     deterministic: bool = False
     """On GPUs, use deterministic kernels, so that a resumed run is equal bit for bit. CPUs are always deterministic."""
+    activation_checkpointing: Literal["off", "full"] = "off"
+    """`full` keeps only each decoder layer's input for the backward pass and computes the layer a second time there:
+    less memory for about a third more arithmetic, never another result."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
@@ -45,6 +59,43 @@ class ZeroConfig:
 
     stage: Literal[0, 1, 2, 3] = 2
     """What is partitioned over workers: 0 nothing, 1 optimizer state, 2 and gradients, 3 and parameters."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """`cpu` keeps masters and moments in the host's memory and updates them there; GPU workers, stages 1 to 3."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """`cpu` keeps each worker's part of the parameters in the host's memory; GPU workers, stage 3."""
+    reduce_bucket_elements: int | None = None
+    """Gradient elements that are reduced at a time; bounds a buffer. Null: DeepSpeed's 500 million; stages 1 to 3."""
+    allgather_bucket_elements: int | None = None
+    """Parameter elements that are gathered at a time after an update. Null: DeepSpeed's 500 million; stages 1, 2."""
+    prefetch_bucket_elements: int | None = None
+    """Parameter elements that are gathered ahead of their use, 0 for none. Null: DeepSpeed's 50 million; stage 3."""
+    parameter_persistence_threshold_elements: int | None = None
+    """Parameters of up to this many elements stay whole on every worker. Null: DeepSpeed's 100 thousand; stage 3."""
+    overlap_communication: bool | None = None
+    """Send gradients, at stage 3 parameters too, while the GPU computes. Null: DeepSpeed's choice, on at stage 3."""
+    hpz_partition_size: int | None = None
+    """Workers that share a second copy of the parameters for the backward pass, as a rule those of one node (ZeRO++,
+    arXiv:2306.10209); divides the workers. Null: no second copy; GPU workers, stage 3."""
+
+    def __post_init__(self) -> None:
+        for name, stages in _STAGES_OF_OPTION.items():
+            value = getattr(self, name)
+            if value not in (None, "none") and self.stage not in stages:
+                raise ValueError(
+                    f"{name} is {value!r} at zero.stage {self.stage}, which has no use for it: it belongs to "
+                    f"{'stage' if len(stages) == 1 else 'stages'} {', '.join(map(str, stages))}. "
+                    f"Leave {name} out, or change the stage."
+                )
+        for name, least in (
+            ("reduce_bucket_elements", 1),
+            ("allgather_bucket_elements", 1),
+            ("prefetch_bucket_elements", 0),
+            ("parameter_persistence_threshold_elements", 0),
+            ("hpz_partition_size", 2),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}, and must be at least {least}, or null for the default.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +140,7 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """Perplexity on the held-out documents in the course of training."""
+    """Perplexity on the held-out documents, and text samples, in the course of training."""
 
     __pydantic_config__ = STRICT
 
@@ -97,11 +148,24 @@ class EvaluationConfig:
     """Steps between evaluations; one more is made at the end. Null: never."""
     max_sequences: int | None = None
     """Sequences per dataset, from the start of the validation split; null means all."""
+    prompts: tuple[str, ...] = ("",)
+    """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document."""
+    sample_tokens: int = 64
+    """Tokens that it writes for each prompt at most, one forward pass on every worker each; 0: no samples."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "max_sequences"):
             if getattr(self, name) is not None:
                 _require_at_least_one(name, getattr(self, name))
+        if self.sample_tokens < 0:
+            raise ValueError(f"sample_tokens is {self.sample_tokens}: it is a count, or 0 for no samples.")
+        if len(set(self.prompts)) < len(self.prompts):
+            raise ValueError(
+                f"prompts are {list(self.prompts)}: one of them twice would give one text. Name each once."
+            )
+        for prompt in self.prompts:
+            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+                raise ValueError(f"prompts hold {prompt!r}, which has half a UTF-16 pair and is no text. Remove it.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +182,15 @@ class WandbConfig:
     """Team or user; null takes the key's default."""
     group: str | None = None
     """Runs shown together."""
+    tags: tuple[str, ...] = ()
+    """Words to find the run by, of 1 to 64 characters each."""
+    notes: str | None = None
+    """What the run is about, for its page."""
+
+    def __post_init__(self) -> None:
+        for tag in self.tags:
+            if not 1 <= len(tag) <= 64:
+                raise ValueError(f"tags hold {tag!r}: a tag has 1 to 64 characters. Shorten it; notes take long texts.")
 
 
 @dataclass(frozen=True, kw_only=True)

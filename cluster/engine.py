@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 
 MASTER = "master"
@@ -81,6 +82,17 @@ class Engine(Protocol):
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only."""
+
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token at every position, forward only; all ranks must call it with equal tokens.
+
+        Args:
+            tokens: int64 token ids that follow those in the cache. Shape: (B, T).
+            cache: Keys and values of earlier tokens; the new ones are added to it.
+
+        Returns:
+            Shape: (B, T, V).
+        """
 
     def snapshot(self) -> list[FragmentState]:
         """Copies in host memory of all that this rank owns; the training may go on at once."""

@@ -1,4 +1,8 @@
-"""The run's record: metrics.jsonl, written by rank 0, and events.jsonl, written by the driver. All else is a view."""
+"""The run's record. All else is a view of it.
+
+Rank 0 writes metrics.jsonl and samples.jsonl, which go back to a checkpoint with the training; the driver writes
+events.jsonl, which only grows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,28 +22,57 @@ from data_pipeline.publish import sync_file, write_atomically
 logger = logging.getLogger(__name__)
 
 METRICS_NAME = "metrics.jsonl"
+SAMPLES_NAME = "samples.jsonl"
 DISCARDED_NAME = "discarded.jsonl"
 EVENTS_NAME = "events.jsonl"
 
 DETERMINISTIC_TRAIN_FIELDS = ("step", "train/loss", "train/grad_norm", "train/learning_rate", "train/tokens")
 DETERMINISTIC_EVAL_FIELDS = ("step", "name", "eval/loss", "eval/perplexity")
+DETERMINISTIC_SAMPLE_FIELDS = ("step", "name", "prompt", "text")
+_DETERMINISTIC_FIELDS = {
+    "train": DETERMINISTIC_TRAIN_FIELDS,
+    "eval": DETERMINISTIC_EVAL_FIELDS,
+    "sample": DETERMINISTIC_SAMPLE_FIELDS,
+}
 
 
-def read_lines(path: Path) -> Iterator[dict[str, Any]]:
+def read_lines(path: Path) -> list[dict[str, Any]]:
     """Whole JSON objects of a log; a torn last line is left out."""
-    if not path.exists():
-        return
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
+    return LogTail(path).read()
+
+
+class LogTail:
+    """Reads what was added to a log since the last look."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._position = 0
+        self._lines = 0
+
+    def read(self) -> list[dict[str, Any]]:
+        """New whole lines; half a line is left for the next time.
+
+        Raises:
+            StorageError: A line is not JSON.
+        """
+        if not self._path.exists():
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._position)
+            data = file.read()
+        whole = data[: data.rfind(b"\n") + 1]
+        rows = []
+        for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
             try:
-                yield json.loads(line)
+                rows.append(json.loads(line))
             except ValueError as error:
                 raise StorageError(
-                    f"{path}, line {number} is not JSON ({error}): it was edited or damaged. Restore the file from a "
-                    "copy, or remove the line."
+                    f"{self._path}, line {number} is not JSON ({error}): it was edited or damaged. Restore the file "
+                    "from a copy, or remove the line."
                 ) from error
+        self._position += len(whole)
+        self._lines += len(rows)
+        return rows
 
 
 def perplexity(loss: float) -> float:
@@ -55,29 +88,28 @@ def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def deterministic_fields(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a metrics line that does not depend on when or how fast it was computed."""
-    keys = DETERMINISTIC_TRAIN_FIELDS if row["kind"] == "train" else DETERMINISTIC_EVAL_FIELDS
-    return {"kind": row["kind"], **{key: row.get(key) for key in keys}}
+    """The part of a line of metrics or samples that does not depend on when or how fast it was computed."""
+    return {"kind": row["kind"], **{key: row.get(key) for key in _DETERMINISTIC_FIELDS[row["kind"]]}}
 
 
-class MetricsLog:
-    """metrics.jsonl of a run, continued after a checkpoint: (kind, name, step) is unique over the run's whole life."""
+class StepLog:
+    """A log by step, continued after a checkpoint: (kind, name, step) is unique over the run's whole life."""
 
-    def __init__(self, directory: Path, *, attempt: int, after_step: int, clock: Callable[[], float]) -> None:
+    def __init__(self, path: Path, *, attempt: int, after_step: int, clock: Callable[[], float]) -> None:
         """Open the log, first rewriting it without a torn tail and without steps after the checkpoint.
 
         Args:
-            directory: The run's directory.
+            path: The log, in the run's directory.
             attempt: This attempt's number, put on every line.
             after_step: Step of the checkpoint that training continues from; later lines move to discarded.jsonl.
             clock: Unix seconds.
         """
-        self._path = directory / METRICS_NAME
+        self._path = path
         self._attempt = attempt
         self._clock = clock
-        rows = list(read_lines(self._path))
+        rows = read_lines(self._path)
         kept = [row for row in rows if row["step"] <= after_step]
-        self._discard(directory / DISCARDED_NAME, [row for row in rows if row["step"] > after_step])
+        self._discard(path.with_name(DISCARDED_NAME), [row for row in rows if row["step"] > after_step])
         write_atomically(self._path, b"".join(_line(row) for row in kept))
         self._known = {_identity(row) for row in kept}
         self._lock = threading.Lock()  # the checkpoint thread makes lines durable
@@ -98,7 +130,7 @@ class MetricsLog:
         )
         identity = _identity(row)
         if identity in self._known:
-            raise ValueError(f"metrics.jsonl has a line for {identity} already: each step is logged once.")
+            raise ValueError(f"{self._path} has a line for {identity} already: each step is logged once.")
         self._known.add(identity)
         with self._lock:
             self._pending += _line(row)
@@ -133,8 +165,8 @@ class MetricsLog:
         """Keep lines that no longer count, each once, also when a kill makes this happen twice."""
         if rows:
             _close_torn_tail(path)
-            there = {(_identity(row), row["attempt"]) for row in read_lines(path)}
-            _append(path, [row for row in rows if (_identity(row), row["attempt"]) not in there])
+            there = {(_identity(row), row.get("attempt")) for row in read_lines(path)}
+            _append(path, [row for row in rows if (_identity(row), row.get("attempt")) not in there])
 
 
 class EventsLog:
@@ -160,11 +192,11 @@ class EventsLog:
 
     def last(self) -> str | None:
         """Name of the newest event."""
-        return next((row["event"] for row in reversed(list(read_lines(self._path)))), None)
+        return next((row["event"] for row in reversed(read_lines(self._path))), None)
 
 
-def _identity(row: Mapping[str, Any]) -> tuple[str, str | None, int]:
-    return (row["kind"], row.get("name"), row["step"])
+def _identity(row: Mapping[str, Any]) -> tuple[str | None, str | None, int]:
+    return (row.get("kind"), row.get("name"), row["step"])
 
 
 def _line(row: Mapping[str, Any]) -> bytes:

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import queue
+import multiprocessing
+import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import TrackingError
+from cluster.record import EVENTS_NAME, METRICS_NAME, SAMPLES_NAME, LogTail, read_lines
+from cluster.run_directory import RunDirectory
+from cluster.wandb_view import STEP_AXIS, RunView, run_config
 
 logger = logging.getLogger(__name__)
 
-STEP_AXIS = "train/step"
-_UNLOGGED = ("kind", "step", "name", "nonfinite")
+WANDB_NAME = "wandb"
+ATTEMPT_FAILED = "Attempt failed"
+RUN_FAILED = "Run failed"
+_INIT_SECONDS = 30
+_FINISH_SECONDS = 60
+_START_AGAIN_SECONDS = (1, 30, 300)
+"""Waits before W&B is started again after its death; after the last one it is left alone."""
 
 Mode = Literal["online", "offline", "disabled"]
+Status = Literal["finished", "stopped", "failed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +42,21 @@ class TrackingSettings:
     name: str
     entity: str | None = None
     group: str | None = None
+    job_type: str | None = None
+    tags: tuple[str, ...] = ()
+    notes: str | None = None
+    server: str | None = None
+    """Address of the W&B server; None for W&B's own choice."""
+    api_key: str | None = field(default=None, repr=False)
+    """Given to W&B in memory and written nowhere; None where each node has its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why a run or an attempt ends, as an alert."""
+
+    title: str
+    text: str
 
 
 def check_reachable(base_url: str, timeout_seconds: float = 10.0) -> None:
@@ -51,91 +76,130 @@ def check_reachable(base_url: str, timeout_seconds: float = 10.0) -> None:
         ) from error
 
 
-def history_row(row: Mapping[str, Any], *, several_datasets: bool) -> dict[str, Any]:
-    """A metrics line as W&B history: own step axis, no `step=` (W&B drops steps that go back)."""
-    fields = {key: value for key, value in row.items() if key not in _UNLOGGED and value is not None}
-    for key in row.get("nonfinite", ()):
-        fields[key] = float("nan")
-    if row["kind"] == "eval" and several_datasets:
-        fields = {key.replace("eval/", f"eval/{row['name']}/"): value for key, value in fields.items()}
-    return {STEP_AXIS: row["step"], **fields}
-
-
 class WandbMirror:
-    """Feeds one W&B run from a thread.
+    """Follows the files of a run's record in a thread and shows them in W&B.
 
     Offline, every start first logs the whole record again, so that the newest offline directory is complete by itself;
-    online, it logs what the server lacks.
+    online, it logs what the server lacks. A W&B process that dies is started again in the same way.
     """
 
-    def __init__(
-        self,
-        settings: TrackingSettings,
-        directory: Path,
-        *,
-        config: Mapping[str, Any],
-        record: Sequence[Mapping[str, Any]],
-        several_datasets: bool,
-    ) -> None:
+    def __init__(self, settings: TrackingSettings, run_directory: Path, *, attempt: int | None) -> None:
+        """Begin to follow.
+
+        Args:
+            settings: How the run appears.
+            run_directory: Its run.json, metrics.jsonl, samples.jsonl and events.jsonl are shown.
+            attempt: The attempt whose mishaps raise alerts; None for none.
+        """
         self._settings = settings
-        self._directory = directory
-        self._config = config
-        self._record = record
-        self._several = several_datasets
-        self._rows: queue.Queue[Mapping[str, Any] | None] = queue.Queue()
+        self._directory = run_directory
+        self._attempt = attempt
+        self._status: Status = "failed"
+        self._failure: Failure | None = None
+        self._alerted: set[str] = set()
+        self._news = threading.Event()
+        self._closing = threading.Event()
         self._thread: threading.Thread | None = None
         if settings.mode != "disabled":
             self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
             self._thread.start()
 
-    def put(self, row: Mapping[str, Any]) -> None:
-        """Hand over a metrics line; returns at once."""
-        if self._thread is not None:
-            self._rows.put(row)
+    def wake(self) -> None:
+        """Say that the record has new lines; returns at once."""
+        self._news.set()
 
-    def close(self, timeout_seconds: float = 60.0) -> None:
-        """Let the queue drain and finish the run, for as long as the time allows."""
-        if self._thread is not None:
-            self._rows.put(None)
-            self._thread.join(timeout_seconds)
-            if self._thread.is_alive():
-                logger.warning(
-                    "W&B did not finish within %.0f s; its files are in %s", timeout_seconds, self._directory
-                )
+    def close(self, status: Status, failure: Failure | None = None, timeout_seconds: float = 60.0) -> None:
+        """Show the rest of the record and finish the W&B run, for as long as the time allows.
+
+        Args:
+            status: How it ended; `failed` marks the W&B run as failed.
+            failure: Raises an alert.
+            timeout_seconds: Longest wait.
+        """
+        if self._thread is None:
+            return
+        self._status, self._failure = status, failure
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout_seconds)
+        if self._thread.is_alive():
+            logger.warning(
+                "W&B did not finish within %.0f s; its files are in %s", timeout_seconds, self._directory / WANDB_NAME
+            )
 
     def _work(self) -> None:
-        try:
-            run = self._start()
-            server_step = run.summary.get(STEP_AXIS, 0) if self._settings.mode == "online" else 0
-            for row in self._record:
-                if row["step"] > server_step:
-                    run.log(history_row(row, several_datasets=self._several))
-            while (item := self._rows.get()) is not None:
-                run.log(history_row(item, several_datasets=self._several))
-            run.finish()
-        except Exception:  # tracking must never stop a training: the record has every line
-            logger.exception("W&B tracking ended; metrics.jsonl goes on and is the record")
+        for wait_seconds in (*_START_AGAIN_SECONDS, None):
+            try:
+                self._follow()
+                return
+            except Exception as error:  # tracking must never stop a training: the record has every line
+                if wait_seconds is None:
+                    logger.exception("W&B tracking ended; metrics.jsonl goes on and is the record")
+                    return
+                logger.warning("W&B failed (%s: %s); it is started again", type(error).__name__, error)
+            finally:
+                _end_process()
+            self._closing.wait(wait_seconds)
 
-    def _start(self) -> Any:
+    def _follow(self) -> None:
+        """Show the record from its beginning until the mirror is closed."""
+        facts = RunDirectory(self._directory).facts()
+        metrics, samples = (LogTail(self._directory / name) for name in (METRICS_NAME, SAMPLES_NAME))
+        run = self._start(run_config(facts))
+
+        def alert(title: str, text: str) -> None:
+            if title not in self._alerted:
+                run.alert(title=title, text=f"run {self._settings.name}: {text}", level="ERROR")
+                self._alerted.add(title)
+
+        view = RunView(
+            run,
+            several_datasets=len(facts.get("datasets", [])) > 1,
+            server=_newest_line(run) if self._settings.mode == "online" else (0, 0),
+            attempt=self._attempt,
+            alert=alert,
+        )
+        view.show_events(read_lines(self._directory / EVENTS_NAME))
+        closing = False
+        while not closing:
+            closing = self._closing.is_set()  # asked before the last look, so that no line is missed
+            self._news.clear()
+            view.take([*metrics.read(), *samples.read()])
+            if not closing:
+                self._news.wait()
+        view.show_events(read_lines(self._directory / EVENTS_NAME))
+        view.end(self._status)
+        if self._failure is not None:
+            alert(self._failure.title, self._failure.text)
+        run.finish(exit_code=1 if self._status == "failed" else 0)
+
+    def _start(self, config: dict[str, Any]) -> Any:
+        directory = self._directory / WANDB_NAME
+        directory.mkdir(parents=True, exist_ok=True)
+        # Tables are staged for upload: beside the offline files that name them, and not in some node's home.
+        os.environ.setdefault("WANDB_DATA_DIR", str(directory / ".data"))
         import wandb
 
-        self._directory.mkdir(parents=True, exist_ok=True)
         settings = self._settings
+        given = {"api_key": settings.api_key, "base_url": settings.server}
         arguments: dict[str, Any] = {
             "project": settings.project,
             "entity": settings.entity,
             "group": settings.group,
+            "job_type": settings.job_type,
+            "tags": settings.tags,
+            "notes": settings.notes,
             "name": settings.name,
             "id": settings.run_id,
             "resume": "allow",
-            "dir": str(self._directory.parent),
-            "config": dict(self._config),
+            "dir": str(self._directory),
             "settings": wandb.Settings(
                 console="off",
                 silent=True,
-                init_timeout=30,
-                finish_timeout=60,
+                init_timeout=_INIT_SECONDS,
+                finish_timeout=_FINISH_SECONDS,
                 x_transaction_log_flush_interval=1,
+                **{key: value for key, value in given.items() if value is not None},
             ),
         }
         try:
@@ -143,8 +207,56 @@ class WandbMirror:
         except wandb.errors.Error as error:
             if settings.mode == "offline":
                 raise
-            logger.warning("W&B cannot be reached (%s): this attempt is tracked offline in %s", error, self._directory)
+            logger.warning("W&B cannot be reached (%s): this attempt is tracked offline in %s", error, directory)
             run = wandb.init(mode="offline", **arguments)
+        run.config.update(config, allow_val_change=True)  # a resumed run would keep its old values
         run.define_metric(STEP_AXIS)
         run.define_metric("*", step_metric=STEP_AXIS)
         return run
+
+
+def announce_failure(settings: TrackingSettings, run_directory: Path, text: str, timeout_seconds: float = 90.0) -> None:
+    """Show in W&B that a run failed for good, where no worker is left to do so.
+
+    A process of its own replays the record, raises the alert, marks the W&B run as failed and ends: whatever W&B does,
+    the caller goes on after `timeout_seconds` at the latest.
+
+    Args:
+        settings: How the run appears.
+        run_directory: The run.
+        text: Why it failed.
+        timeout_seconds: Longest wait.
+    """
+    if settings.mode == "disabled":
+        return
+    process = multiprocessing.get_context("spawn").Process(
+        target=_announce, args=(settings, run_directory, text, timeout_seconds), name="wandb-announcement", daemon=True
+    )
+    try:
+        process.start()
+    except OSError as error:
+        logger.warning("the failure could not be shown in W&B: %s", error)
+        return
+    process.join(timeout_seconds)
+    if process.is_alive():
+        process.kill()
+        process.join()
+        logger.warning("the failure could not be shown in W&B within %.0f s", timeout_seconds)
+
+
+def _announce(settings: TrackingSettings, run_directory: Path, text: str, timeout_seconds: float) -> None:
+    mirror = WandbMirror(settings, run_directory, attempt=None)
+    mirror.close("failed", Failure(title=RUN_FAILED, text=text), timeout_seconds)
+
+
+def _newest_line(run: Any) -> tuple[int, int]:
+    """(attempt, step) of the last line that the server took."""
+    return int(run.summary.get("attempt", 0)), int(run.summary.get(STEP_AXIS, 0))
+
+
+def _end_process() -> None:
+    """End W&B's process, where it lives: the next start needs a new one, and at exit W&B would wait for it."""
+    with contextlib.suppress(Exception):  # of a dead process it says once more that it died
+        import wandb
+
+        wandb.teardown()

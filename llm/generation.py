@@ -5,7 +5,7 @@ Legend: B batch, T sequence, V vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,7 +79,41 @@ def generate(
                 f"prompt token {token} at position {position} is outside the model's vocabulary of "
                 f"{vocab_size}. Encode the prompt with the tokenizer that the model was trained with."
             )
-    return _stream(model, list(prompt_tokens), sampling, stop_token)
+    generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
+    cache = KeyValueCache(model.config.num_hidden_layers)
+    return continue_tokens(
+        list(prompt_tokens),
+        scores=lambda new_tokens: _next_logits(model, new_tokens, cache),
+        choose=lambda logits_V: choose_token(logits_V, sampling, generator),
+        max_new_tokens=sampling.max_new_tokens,
+        stop_token=stop_token,
+    )
+
+
+def continue_tokens(
+    prompt_tokens: list[int],
+    *,
+    scores: Callable[[list[int]], Tensor],
+    choose: Callable[[Tensor], int],
+    max_new_tokens: int,
+    stop_token: int | None,
+) -> Iterator[int]:
+    """Continue a prompt through any model and any choice, yielding each token as soon as it is chosen.
+
+    Args:
+        prompt_tokens: Token ids, at least one.
+        scores: Takes the tokens that are new to the model, returns the logits after the last. Shape: (V,).
+        choose: Takes such logits, returns a token.
+        max_new_tokens: Tokens at most.
+        stop_token: Ends the text when chosen, and is not yielded.
+    """
+    new_tokens = prompt_tokens
+    for _ in range(max_new_tokens):
+        token = choose(scores(new_tokens))
+        if token == stop_token:
+            return
+        yield token
+        new_tokens = [token]
 
 
 def choose_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Generator) -> int:
@@ -89,8 +123,16 @@ def choose_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Ge
         logits_V: Any floating dtype and device; the choice is made in fp32 on the CPU.
         sampling: How to choose.
         generator: On the CPU; advanced by one draw unless the choice is greedy.
+
+    Raises:
+        GenerationError: The scores are not finite.
     """
     scores_V = logits_V.float().cpu()
+    if not torch.isfinite(scores_V.max()):  # a maximum passes a NaN on
+        raise GenerationError(
+            f"the model's scores of the next token are not finite (their maximum is {scores_V.max().item()}): no token "
+            "can be chosen. Its training has diverged; take an earlier checkpoint."
+        )
     if sampling.temperature == 0:
         return int(scores_V.argmax())
     scores_V, tokens_V = (scores_V / sampling.temperature).sort(descending=True, stable=True)
@@ -102,20 +144,6 @@ def choose_token(logits_V: Tensor, sampling: SamplingConfig, generator: torch.Ge
         probabilities_V = probabilities_V.where(before_V < sampling.top_p, 0.0)
     chosen = torch.multinomial(probabilities_V, num_samples=1, generator=generator)
     return int(tokens_V[chosen])
-
-
-def _stream(
-    model: Transformer, prompt_tokens: list[int], sampling: SamplingConfig, stop_token: int | None
-) -> Iterator[int]:
-    generator = torch.Generator(device="cpu").manual_seed(sampling.seed)
-    cache = KeyValueCache(model.config.num_hidden_layers)
-    new_tokens = prompt_tokens
-    for _ in range(sampling.max_new_tokens):
-        token = choose_token(_next_logits(model, new_tokens, cache), sampling, generator)
-        if token == stop_token:
-            return
-        yield token
-        new_tokens = [token]
 
 
 # A decorator and not a `with` around the loop: between two yields the caller keeps its own gradient mode.

@@ -97,7 +97,10 @@ def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[in
 
 
 def record_of(config: RunConfig) -> list[dict[str, Any]]:
-    return [deterministic_fields(row) for row in read_lines(Path(config.storage) / config.name / "metrics.jsonl")]
+    directory = Path(config.storage) / config.name
+    return [
+        deterministic_fields(row) for name in ("metrics.jsonl", "samples.jsonl") for row in read_lines(directory / name)
+    ]
 
 
 def losses_of(config: RunConfig) -> np.ndarray:
@@ -115,6 +118,58 @@ def test_metrics_hold_each_step_once_when_undisturbed(undisturbed: RunConfig) ->
     rows = record_of(undisturbed)
     assert [row["step"] for row in rows if row["kind"] == "train"] == list(range(1, 13))
     assert [row["step"] for row in rows if row["kind"] == "eval"] == [6, 12]
+
+
+def test_samples_hold_each_evaluation_once_when_undisturbed(undisturbed: RunConfig) -> None:
+    samples = [row for row in record_of(undisturbed) if row["kind"] == "sample"]
+    assert [(row["step"], row["prompt"]) for row in samples] == [(6, ""), (12, "")]
+    assert all(row["text"] for row in samples)
+    assert samples[0]["text"] != samples[1]["text"]
+
+
+def test_training_is_bit_equal_when_no_text_is_written(undisturbed: RunConfig, dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset, evaluation__sample_tokens=0)
+    attempt_alone(config)
+    assert record_of(config) == [row for row in record_of(undisturbed) if row["kind"] != "sample"]
+
+
+def with_and_without_text(topology: Topology, *configs: RunConfig) -> None:
+    for config in configs:
+        attempt_on_ranks(topology, config)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "stage", "precision"),
+    [
+        (2, 3, "fp32"),
+        *(
+            pytest.param(3, stage, precision, marks=pytest.mark.slow)
+            for stage in (0, 1, 2, 3)
+            for precision in ("fp32", "bf16")
+        ),
+    ],
+)
+def test_training_on_ranks_is_bit_equal_when_text_is_written(
+    world_size: int, stage: int, precision: str, dataset: Path, tmp_path: Path
+) -> None:
+    configs = []
+    for name, tokens in (("silent", 0), ("writing", 20)):
+        config = tiny_run(
+            tmp_path / name,
+            dataset,
+            evaluation__sample_tokens=tokens,
+            evaluation__every_steps=2,
+            train__max_steps=6,
+            train__precision=precision,
+        )
+        config = replace(config, zero=replace(config.zero, stage=stage))
+        config = replace(config, evaluation=replace(config.evaluation, prompts=("", "Emma was")))
+        begin(config)
+        configs.append(config)
+    run_ranks(with_and_without_text, world_size, *configs)
+    silent, writing = (record_of(config) for config in configs)
+    assert silent == [row for row in writing if row["kind"] != "sample"]
+    assert [row["step"] for row in writing if row["kind"] == "sample"] == [2, 2, 4, 4, 6, 6]
 
 
 def test_loss_falls_when_training(undisturbed: RunConfig) -> None:
@@ -140,7 +195,7 @@ def test_resumed_record_is_bit_equal_when_killed(
 
 
 @pytest.mark.parametrize(
-    "then_at", ["cluster.attempt.MetricsLog", "cluster.record.write_atomically", "cluster.attempt.clean_leftovers"]
+    "then_at", ["cluster.attempt.RecordWriter", "cluster.record.write_atomically", "cluster.attempt.clean_leftovers"]
 )
 def test_resumed_record_is_bit_equal_when_killed_again_while_resuming(
     then_at: str, undisturbed: RunConfig, dataset: Path, tmp_path: Path
@@ -162,6 +217,7 @@ def test_discarded_steps_are_kept_apart_when_resumed(dataset: Path, tmp_path: Pa
         ("train", 6, 1),
         ("eval", 6, 1),
         ("train", 7, 1),
+        ("sample", 6, 1),
     ]
 
 
@@ -263,7 +319,7 @@ def test_attempt_is_refused_when_no_checkpoint_is_whole(dataset: Path, tmp_path:
     kill_attempt(config, 6, published=4)
     (info,) = list_checkpoints(tmp_path / "tiny")
     (info.directory / info.manifest.files[0].path).unlink()
-    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint of run .* can be used \(it has 1\)"):
         attempt_alone(config)
 
 

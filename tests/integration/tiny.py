@@ -70,7 +70,7 @@ def tiny_run(storage: Path, dataset: Path, **changes: Any) -> RunConfig:
         zero=ZeroConfig(stage=2),
         resources=ResourcesConfig(workers=1),
         checkpoint=CheckpointConfig(every_steps=4, keep_last=3),
-        evaluation=EvaluationConfig(every_steps=6, max_sequences=7),
+        evaluation=EvaluationConfig(every_steps=6, max_sequences=7, sample_tokens=16),
         wandb=WandbConfig(mode="disabled"),
     )
     for key, value in changes.items():

@@ -13,22 +13,68 @@ _HEADER = 7
 _FULL, _LAST = 1, 4
 
 
+def newest(run_directory: Path) -> Path:
+    """The file of the newest offline directory of a run."""
+    return max((run_directory / "wandb").glob("offline-run-*/*.wandb"))
+
+
 def history(path: Path) -> list[dict[str, Any]]:
     """Rows logged to an offline run, keys as they were logged."""
+    return [
+        {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
+        for record in _records(path, "history")
+    ]
+
+
+def config(path: Path) -> dict[str, Any]:
+    """The configuration of an offline run."""
+    updates = [record.run.config for record in _records(path, "run")]
+    updates += [record.config for record in _records(path, "config")]
+    return {item.key: json.loads(item.value_json) for update in updates for item in update.update}
+
+
+def summary(path: Path) -> dict[str, Any]:
+    """Summary values that were set by name."""
+    return {
+        (item.key or "/".join(item.nested_key)): json.loads(item.value_json)
+        for record in _records(path, "summary")
+        for item in record.summary.update
+    }
+
+
+def identity(path: Path) -> Any:
+    """The run record: tags, notes, job_type, run_group and so on."""
+    return next(_records(path, "run")).run
+
+
+def alerts(path: Path) -> list[tuple[str, str]]:
+    """Title and text of each alert."""
+    return [(record.alert.title, record.alert.text) for record in _records(path, "alert")]
+
+
+def exit_code(path: Path) -> int | None:
+    """How the run was marked when it ended; None where it did not end."""
+    return next((record.exit.exit_code for record in _records(path, "exit")), None)
+
+
+def table(path: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of the newest version of a table."""
+    place = [row[f"{name}/path"] for row in history(path) if f"{name}/path" in row][-1]
+    document = json.loads((path.parent / "files" / place).read_bytes())
+    return [dict(zip(document["columns"], row, strict=True)) for row in document["data"]]
+
+
+def _records(path: Path, kind: str) -> Iterator[Any]:
     from wandb.proto import wandb_internal_pb2
 
-    rows = []
-    for payload in _records(path.read_bytes()):
+    for payload in _payloads(path.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(payload)
-        if record.WhichOneof("record_type") == "history":
-            rows.append(
-                {(item.key or "/".join(item.nested_key)): json.loads(item.value_json) for item in record.history.item}
-            )
-    return rows
+        if record.WhichOneof("record_type") == kind:
+            yield record
 
 
-def _records(data: bytes) -> Iterator[bytes]:
+def _payloads(data: bytes) -> Iterator[bytes]:
     position, parts = _HEADER, b""
     while position + _HEADER <= len(data):
         room = _BLOCK - position % _BLOCK

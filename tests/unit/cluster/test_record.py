@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.errors import StorageError
-from cluster.record import EventsLog, MetricsLog, jsonable, perplexity, read_lines
+from cluster.record import METRICS_NAME, EventsLog, LogTail, StepLog, jsonable, perplexity, read_lines
 
 
 def clock() -> float:
@@ -16,40 +16,40 @@ def clock() -> float:
 
 
 def write_steps(directory: Path, steps: range) -> None:
-    log = MetricsLog(directory, attempt=1, after_step=0, clock=clock)
+    log = StepLog(directory / METRICS_NAME, attempt=1, after_step=0, clock=clock)
     for step in steps:
         log.write("train", step, {"train/loss": float(step)})
     log.close()
 
 
-def test_metrics_log_drops_steps_after_the_checkpoint_when_reopened(tmp_path: Path) -> None:
+def test_step_log_drops_steps_after_the_checkpoint_when_reopened(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 6))
-    MetricsLog(tmp_path, attempt=2, after_step=3, clock=clock).close()
+    StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=3, clock=clock).close()
     assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
     assert [row["step"] for row in read_lines(tmp_path / "discarded.jsonl")] == [4, 5]
 
 
-def test_metrics_log_drops_a_torn_tail_when_reopened(tmp_path: Path) -> None:
+def test_step_log_drops_a_torn_tail_when_reopened(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 3))
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"kind": "train", "st')
-    log = MetricsLog(tmp_path, attempt=2, after_step=9, clock=clock)
+    log = StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=9, clock=clock)
     log.write("train", 3, {})
     log.close()
     assert [row["step"] for row in read_lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
-def test_metrics_log_refuses_a_line_when_the_step_is_there(tmp_path: Path) -> None:
+def test_step_log_refuses_a_line_when_the_step_is_there(tmp_path: Path) -> None:
     write_steps(tmp_path, range(1, 3))
-    log = MetricsLog(tmp_path, attempt=2, after_step=2, clock=clock)
+    log = StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=2, clock=clock)
     with pytest.raises(ValueError, match="each step is logged once"):
         log.write("train", 2, {})
 
 
-def test_metrics_log_of_a_dead_process_writes_into_nothing_when_reopened(tmp_path: Path) -> None:
-    orphan = MetricsLog(tmp_path, attempt=1, after_step=0, clock=clock)
+def test_step_log_of_a_dead_process_writes_into_nothing_when_reopened(tmp_path: Path) -> None:
+    orphan = StepLog(tmp_path / METRICS_NAME, attempt=1, after_step=0, clock=clock)
     orphan.write("train", 1, {})
-    log = MetricsLog(tmp_path, attempt=2, after_step=1, clock=clock)
+    log = StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=1, clock=clock)
     orphan.write("train", 2, {"train/loss": -1.0})
     log.write("train", 2, {"train/loss": 2.0})
     assert [row.get("train/loss") for row in read_lines(tmp_path / "metrics.jsonl")] == [None, 2.0]
@@ -80,7 +80,7 @@ def test_perplexity_is_infinite_when_exp_overflows() -> None:
 def test_metrics_wait_in_memory_when_the_storage_is_full_and_keep_a_checkpoint_from_being_published(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = MetricsLog(tmp_path, attempt=1, after_step=0, clock=clock)
+    log = StepLog(tmp_path / METRICS_NAME, attempt=1, after_step=0, clock=clock)
     log.write("train", 1, {})
     whole_write = os.write
 
@@ -110,13 +110,41 @@ def test_discarded_lines_are_kept_once_when_the_rewrite_is_killed_and_repeated(
 
     monkeypatch.setattr("cluster.record.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
-        MetricsLog(tmp_path, attempt=2, after_step=1, clock=clock)
+        StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=1, clock=clock)
     monkeypatch.undo()
-    MetricsLog(tmp_path, attempt=3, after_step=1, clock=clock).close()
+    StepLog(tmp_path / METRICS_NAME, attempt=3, after_step=1, clock=clock).close()
     assert [row["step"] for row in read_lines(tmp_path / "discarded.jsonl")] == [2, 3]
 
 
 def test_damaged_line_is_named_when_read(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_bytes(b'{"a": 1}\n{"b": {"c": 2}\n')
     with pytest.raises(StorageError, match=r"metrics\.jsonl, line 2 is not JSON"):
-        list(read_lines(tmp_path / "metrics.jsonl"))
+        read_lines(tmp_path / "metrics.jsonl")
+
+
+def test_tail_reads_each_line_once_and_half_a_line_when_it_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    tail = LogTail(path)
+    assert tail.read() == []
+    path.write_bytes(b'{"a": 1}\n{"a"')
+    assert tail.read() == [{"a": 1}]
+    with path.open("ab") as file:
+        file.write(b': 2}\n{"a": 3}\nx\n')
+    with pytest.raises(StorageError, match=r"metrics\.jsonl, line 4 is not JSON"):
+        tail.read()
+
+
+def test_samples_go_back_to_the_checkpoint_when_reopened(tmp_path: Path) -> None:
+    log = StepLog(tmp_path / "samples.jsonl", attempt=1, after_step=0, clock=clock)
+    for step in (2, 4):
+        log.write("sample", step, {"name": "a", "prompt": "a", "text": f"text {step}"})
+    log.close()
+    StepLog(tmp_path / "samples.jsonl", attempt=2, after_step=2, clock=clock).close()
+    assert [row["text"] for row in read_lines(tmp_path / "samples.jsonl")] == ["text 2"]
+    assert [row["text"] for row in read_lines(tmp_path / "discarded.jsonl")] == ["text 4"]
+
+
+def test_sample_that_was_written_after_the_training_stays_when_reopened(tmp_path: Path) -> None:
+    (tmp_path / "samples.jsonl").write_bytes(b'{"step": 2, "prompt": "a", "text": "b"}\n')
+    StepLog(tmp_path / "samples.jsonl", attempt=2, after_step=2, clock=clock).close()
+    assert len(read_lines(tmp_path / "samples.jsonl")) == 1

@@ -1,60 +1,63 @@
 from __future__ import annotations
 
 import http.server
-import math
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster import wandb_mirror
 from cluster.errors import TrackingError
-from cluster.wandb_mirror import TrackingSettings, WandbMirror, check_reachable, history_row
+from cluster.wandb_mirror import TrackingSettings, WandbMirror, announce_failure, check_reachable
 
 OFFLINE = TrackingSettings(mode="offline", project="test", run_id="abcd1234", name="run")
-ROW = {"kind": "train", "step": 3, "attempt": 1, "train/loss": 2.0, "train/perplexity": math.exp(2.0)}
 
 
-def test_history_row_has_its_own_step_axis() -> None:
-    assert history_row(ROW, several_datasets=False) == {
-        "train/step": 3,
-        "attempt": 1,
-        "train/loss": 2.0,
-        "train/perplexity": math.exp(2.0),
-    }
+@pytest.fixture(autouse=True)
+def no_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no W&B process to end in these tests."""
+    monkeypatch.setattr(wandb_mirror, "_end_process", lambda: None)
 
 
-def test_history_row_shows_numbers_that_are_not_finite() -> None:
-    row = history_row({**ROW, "train/loss": None, "nonfinite": ["train/loss"]}, several_datasets=False)
-    assert math.isnan(row["train/loss"])
-
-
-def test_history_row_names_the_dataset_when_there_are_several() -> None:
-    row = {"kind": "eval", "step": 3, "name": "books", "eval/loss": 2.0}
-    assert history_row(row, several_datasets=False) == {"train/step": 3, "eval/loss": 2.0}
-    assert history_row(row, several_datasets=True) == {"train/step": 3, "eval/books/loss": 2.0}
-
-
-def test_mirror_takes_rows_and_ends_when_tracking_fails(
+def test_mirror_is_started_again_and_then_ends_when_tracking_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    starts = []
+
     def fail(self: WandbMirror) -> None:
+        starts.append(1)
         raise RuntimeError("the tracker broke")
 
-    monkeypatch.setattr(WandbMirror, "_start", fail)
-    mirror = WandbMirror(OFFLINE, tmp_path / "wandb", config={}, record=[], several_datasets=False)
-    mirror.put(ROW)
-    mirror.close(timeout_seconds=5)
+    monkeypatch.setattr(wandb_mirror, "_START_AGAIN_SECONDS", (0.0, 0.0))
+    monkeypatch.setattr(WandbMirror, "_follow", fail)
+    mirror = WandbMirror(OFFLINE, tmp_path, attempt=1)
+    mirror.wake()
+    mirror.close("finished", timeout_seconds=5)
+    assert len(starts) == 3
     assert "metrics.jsonl goes on and is the record" in caplog.text
 
 
-def test_mirror_returns_at_once_when_tracking_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mirror_returns_at_once_when_tracking_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     released = threading.Event()
-    monkeypatch.setattr(WandbMirror, "_start", lambda self: released.wait())
-    mirror = WandbMirror(OFFLINE, tmp_path / "wandb", config={}, record=[], several_datasets=False)
+    monkeypatch.setattr(WandbMirror, "_follow", lambda self: released.wait())
+    mirror = WandbMirror(OFFLINE, tmp_path, attempt=1)
     for _ in range(1000):
-        mirror.put(ROW)
-    mirror.close(timeout_seconds=0.1)
+        mirror.wake()
+    mirror.close("finished", timeout_seconds=0.1)
     released.set()
+    assert "W&B did not finish within 0 s" in caplog.text
+
+
+def test_announcement_does_nothing_when_tracking_is_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(method: str) -> Any:
+        raise AssertionError("a process was started")
+
+    monkeypatch.setattr("multiprocessing.get_context", refuse)
+    disabled = TrackingSettings(mode="disabled", project="test", run_id="abcd1234", name="run")
+    announce_failure(disabled, tmp_path, "text")
 
 
 def test_server_is_reachable_when_it_answers_anything() -> None:

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from cluster.collectives import Collectives
+from cluster.config import EvaluationConfig, RunConfig
+from cluster.engine import MicroBatch
+from cluster.initial_state import InitialState
+from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels
+from cluster.topology import Topology
+from cluster.torch_engine import TorchEngine
+from data_pipeline.config import DataConfig, TokenizerTrainingConfig
+from data_pipeline.tokenizer import Tokenizer, train_tokenizer
+from llm.config import ModelConfig, OptimizerConfig
+from llm.kv_cache import KeyValueCache
+from llm.transformer import Transformer
+
+TEXT = "It was a truth that nobody in the house would hear, and she had said it twice before tea. " * 40
+MODEL = ModelConfig(
+    vocab_size=320,  # more rows than the tokenizer has pieces
+    hidden_size=16,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=24,
+)
+CONFIG = RunConfig(
+    name="run",
+    data=DataConfig(dataset="x", seq_len=16),
+    evaluation=EvaluationConfig(prompts=("", "She"), sample_tokens=8),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Threads only cost time where a matrix has 16 columns."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
+    train_tokenizer([TEXT], TokenizerTrainingConfig(vocab_size=300), path)
+    return path
+
+
+class CountingEngine(TorchEngine):
+    """Remembers the tokens of each pass."""
+
+    passes: list[list[int]]
+
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        self.passes.append(tokens.tolist()[0])
+        return super().logits(tokens, cache)
+
+
+def engine() -> CountingEngine:
+    made = CountingEngine(Transformer(MODEL, "sdpa"), optimizer=OptimizerConfig(), precision="fp32")
+    made.load(InitialState(MODEL, 7))
+    made.passes = []
+    return made
+
+
+def sampler(path: Path, config: RunConfig = CONFIG) -> TextSampler:
+    return TextSampler(config, layers=2, tokenizer_path=path, topology=Topology(), collectives=Collectives())
+
+
+def test_text_is_the_same_when_a_step_comes_again(tokenizer_path: Path) -> None:
+    first, again = (sampler(tokenizer_path).write(engine(), 5) for _ in range(2))
+    assert first == again
+    assert [sample.prompt for sample in first] == ["", "She"]
+    assert all(sample.text for sample in first)
+
+
+def test_text_is_another_when_the_step_or_the_seed_is(tokenizer_path: Path) -> None:
+    five, six = (sampler(tokenizer_path).write(engine(), step) for step in (5, 6))
+    other = sampler(tokenizer_path, replace(CONFIG, seed=9)).write(engine(), 5)
+    assert len({samples[0].text for samples in (five, six, other)}) == 3
+
+
+def test_global_generator_is_left_alone_when_text_is_written(tokenizer_path: Path) -> None:
+    before = torch.get_rng_state()
+    sampler(tokenizer_path).write(engine(), 5)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_text_is_no_longer_than_asked(tokenizer_path: Path) -> None:
+    config = replace(CONFIG, evaluation=EvaluationConfig(prompts=("",), sample_tokens=3))
+    counting = engine()
+    sampler(tokenizer_path, config).write(counting, 5)
+    assert len(counting.passes) == 3
+
+
+@pytest.mark.parametrize("change", [{"sample_tokens": 0}, {"prompts": ()}, {"every_steps": None}])
+def test_nothing_is_written_when_nothing_is_asked(change: dict[str, object], tokenizer_path: Path) -> None:
+    config = replace(CONFIG, evaluation=replace(CONFIG.evaluation, **change))  # type: ignore[arg-type]
+    assert sampler(tokenizer_path, config).write(engine(), 5) == []
+
+
+def test_prompt_is_left_out_when_the_model_is_not_trained_on_its_length(
+    tokenizer_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(CONFIG, evaluation=EvaluationConfig(prompts=("zebra " * 20, "")))
+    assert [sample.prompt for sample in sampler(tokenizer_path, config).write(engine(), 5)] == [""]
+    assert "more than data.seq_len = 16" in caplog.text
+
+
+def test_only_the_samples_are_lost_when_the_tokenizer_is_damaged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(b"half")
+    assert sampler(tmp_path / "tokenizer.model").write(engine(), 5) == []
+    assert "no text samples are written" in caplog.text
+
+
+def test_only_the_sample_is_cut_short_when_the_model_has_diverged(
+    tokenizer_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    diverged = engine()
+    with torch.no_grad():
+        for parameter in diverged._model.parameters():
+            parameter.fill_(float("nan"))
+    samples = sampler(tokenizer_path).write(diverged, 5)
+    assert [sample.text for sample in samples] == ["", ""]
+    assert "scores of the next token are not finite" in caplog.text
+
+
+class Follower(Collectives):
+    """A rank that is told what rank 0 has chosen."""
+
+    def __init__(self, told: list[object]) -> None:
+        super().__init__()
+        self.told = told
+
+    def from_main(self, value: object) -> object:  # type: ignore[override]
+        assert value is None or isinstance(value, int)
+        return self.told.pop(0)
+
+
+def test_other_ranks_make_the_passes_that_rank_0_makes(tokenizer_path: Path) -> None:
+    leader = sampler(tokenizer_path)
+    stop = Tokenizer.load(tokenizer_path).eos_id
+    told = [leader._plan, 40, 41, stop, 42, stop]
+    counting = engine()
+    follower = TextSampler(
+        CONFIG,
+        layers=2,
+        tokenizer_path=tokenizer_path,
+        topology=Topology(rank=1, world_size=2),
+        collectives=Follower(told),
+    )
+    assert follower.write(counting, 5) == []
+    prompts = [list(prompt.tokens) for prompt in leader._plan.prompts]  # type: ignore[union-attr]
+    assert counting.passes == [prompts[0], [40], [41], prompts[1], [42]]
+    assert told == []
+
+
+def test_next_step_is_bit_equal_when_text_was_written(tokenizer_path: Path) -> None:
+    def step(made: TorchEngine) -> torch.Tensor:
+        tokens = torch.arange(32).reshape(2, 16)
+        made.accumulate(MicroBatch(tokens, tokens, torch.ones(2, 16), None), torch.tensor(1 / 32))
+        return made.update(1e-2)
+
+    silent, writing = engine(), engine()
+    sampler(tokenizer_path).write(writing, 5)
+    assert torch.equal(step(silent), step(writing))
+    for left, right in zip(silent.snapshot(), writing.snapshot(), strict=True):
+        assert all(torch.equal(left.tensors[name], right.tensors[name]) for name in left.tensors)
+
+
+def test_prompts_have_different_names_when_they_begin_alike() -> None:
+    labels = prompt_labels(["", "The  day\nbegan", "x" * 60 + "a", "x" * 60 + "b"])
+    assert labels[:2] == [UNPROMPTED, "The day began"]
+    assert len(set(labels)) == 4
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"sample_tokens": -1}, "sample_tokens is -1"),
+        ({"prompts": ("a", "a")}, "Name each once"),
+        ({"prompts": ("\ud800",)}, "half a UTF-16 pair"),
+    ],
+)
+def test_evaluation_config_is_refused_when_it_makes_no_sense(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvaluationConfig(**fields)  # type: ignore[arg-type]
