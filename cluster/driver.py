@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
-from cluster.ray_session import Listener, train_on_ray
+from cluster.errors import RunBusyError
+from cluster.guardian import Charge, start_guardian
+from cluster.lease import Lease, forget, hold
+from cluster.preflight import check_cluster
+from cluster.ray_cluster import Cluster, connect
+from cluster.ray_session import Desk, Listener, train_on_ray
 from cluster.record import METRICS_NAME, EventsLog, read_lines
 from cluster.resolution import resolve_model
 from cluster.resume import check_plan, check_resume
@@ -16,11 +24,12 @@ from cluster.run_directory import (
     TOKENIZER_NAME,
     RunDirectory,
     config_as_dict,
-    exclusive,
     prepare_storage,
     set_aside,
 )
-from cluster.wandb_mirror import Mode, TrackingSettings, check_reachable
+from cluster.submission import Submission
+from cluster.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
+from data_pipeline.config import MixtureEntry
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan, TrainingLedger
 from data_pipeline.publish import write_atomically
@@ -52,10 +61,14 @@ class Launch:
     wandb_mode: Mode
     wandb_server: str
     """Address of the W&B server."""
+    wandb_api_key: str | None = field(default=None, repr=False)
+    """Handed to rank 0 in memory; None lets W&B look for one itself."""
     fresh: bool = False
     """Set an existing run of this name aside."""
     ray_address: str | None = None
     """A running cluster; None starts a private one on this machine."""
+    job: Submission | None = None
+    """The Ray job that this driver runs as."""
 
 
 def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOutcome:
@@ -73,35 +86,92 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     directory = Path(config.storage) / config.name
     plan = _open_plan(config)
     prepare_storage(Path(config.storage))
-    if launch.fresh and directory.exists():
-        with exclusive(directory):
-            moved = set_aside(directory)
-        listener({"type": "phase", "text": f"set the old run aside as {moved}"})
-    newest = _check_continuation(config, plan, directory)
-    if newest is None and config.wandb.mode == "online":  # asked for by name; a run that has begun spools instead
-        check_reachable(launch.wandb_server)
+    newest = None if launch.fresh else _check_continuation(config, plan, directory)
+    if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
+        check_reachable(launch.wandb_server)  # asked for by name; a run that has begun spools instead
     directory.mkdir(exist_ok=True)
-    with exclusive(directory):
-        events = EventsLog(directory, clock=time.time)
-        if newest is not None and newest.step >= config.train.max_steps:
-            if events.last() != "finished":
-                events.write("finished", step=newest.step)
-            return _outcome(directory, plan, newest.step, "finished", trained_now=False)
-        record = RunDirectory(directory)
-        record.create(config, launch.resolved_yaml)
-        _keep_tokenizer(config, directory)
-        listener({"type": "phase", "text": "starting Ray"})
-        try:
-            tracking = _tracking(config, launch, record)
-            result = train_on_ray(config, launch.ray_address, tracking, events, listener)
-        except BaseException as error:
-            events.write("failed", reason=str(error) or type(error).__name__)
-            raise
-        status = "finished" if result["finished"] else "stopped"
-        listener({"type": "event", **events.write(status, step=result["step"])})
-        outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
-        record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
-        return outcome
+    try:
+        with ExitStack() as held:
+            lease = held.enter_context(hold(directory, job=_job_id(launch), say=_teller(listener)))
+            if newest is not None and newest.step >= config.train.max_steps:
+                events = EventsLog(directory, clock=time.time)
+                if events.last() != "finished":
+                    events.write("finished", step=newest.step)
+                return _outcome(directory, plan, newest.step, "finished", trained_now=False)
+            listener({"type": "phase", "text": "joining the cluster" if launch.ray_address else "starting Ray"})
+            cluster = held.enter_context(connect(launch.ray_address))
+            fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
+            gpus_per_worker = check_cluster(config, cluster, fingerprints, _teller(listener))
+            if launch.fresh and RunDirectory(directory).exists():
+                listener({"type": "phase", "text": f"set the old run aside as {set_aside(directory)}"})
+                directory.mkdir()
+                lease = held.enter_context(hold(directory, job=_job_id(launch)))
+            _guard(launch, cluster, directory, listener)
+            return _train(config, launch, plan, lease, listener, gpus_per_worker)
+    finally:
+        _forget_unbegun(directory)
+
+
+def _train(
+    config: RunConfig, launch: Launch, plan: DataPlan, lease: Lease, listener: Listener, gpus_per_worker: int
+) -> RunOutcome:
+    """Begin or continue the run that this driver holds, and tell its end."""
+    directory = Path(config.storage) / config.name
+    record = RunDirectory(directory)
+    record.create(config, launch.resolved_yaml)
+    _keep_tokenizer(config, directory)
+    events = EventsLog(directory, clock=time.time)
+    tracking = _tracking(config, launch, record)
+    desk = Desk(lease=lease, tracking=tracking, events=events, listener=listener, job=_job_facts(launch))
+    try:
+        result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
+    except RunBusyError:
+        raise  # the record is another driver's now
+    except BaseException as error:
+        events.write("failed", reason=str(error) or type(error).__name__)
+        if isinstance(error, Exception):  # a person at the keyboard does not wait for W&B
+            announce_failure(tracking, directory, str(error))
+        raise
+    status = "finished" if result["finished"] else "stopped"
+    listener({"type": "event", **events.write(status, step=result["step"])})
+    outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
+    record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
+    return outcome
+
+
+def _teller(listener: Listener) -> Callable[[str], None]:
+    return lambda text: listener({"type": "phase", "text": text})
+
+
+def _job_id(launch: Launch) -> str | None:
+    return launch.job.id if launch.job else None
+
+
+def _job_facts(launch: Launch) -> dict[str, str]:
+    """The submission, for the events that begin an attempt."""
+    if launch.job is None:
+        return {}
+    return {"job": launch.job.id} | ({"continues_job": launch.job.predecessor} if launch.job.predecessor else {})
+
+
+def _guard(launch: Launch, cluster: Cluster, directory: Path, listener: Listener) -> None:
+    """Inside a Ray job, have a guardian submit it again should this driver die."""
+    if launch.job is None or cluster.dashboard_url is None:
+        return
+    start_guardian(Charge(origin=launch.job.origin, run_directory=str(directory), dashboard_url=cluster.dashboard_url))
+    listener({"type": "phase", "text": f"job {launch.job.id} is guarded: should its driver die, it is submitted again"})
+
+
+def _forget_unbegun(directory: Path) -> None:
+    """Leave nothing of a run that was refused before it began."""
+    if directory.is_dir() and not RunDirectory(directory).exists():
+        forget(directory)
+        with contextlib.suppress(OSError):
+            directory.rmdir()
+
+
+def _datasets(config: RunConfig, plan: DataPlan) -> Iterator[tuple[MixtureEntry, Dataset]]:
+    return zip(config.data.entries, plan.datasets, strict=True)
 
 
 def _open_plan(config: RunConfig) -> DataPlan:
@@ -146,6 +216,11 @@ def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> Tracki
         name=config.name,
         entity=config.wandb.entity,
         group=config.wandb.group,
+        api_key=launch.wandb_api_key,
+        job_type=config.task,
+        tags=config.wandb.tags,
+        notes=config.wandb.notes,
+        server=launch.wandb_server,
     )
 
 

@@ -39,3 +39,7 @@ class TrainingFailedError(ClusterError):
 
 class TrackingError(ClusterError):
     """Weights & Biases was asked for by name and cannot be reached."""
+
+
+class JobError(ClusterError):
+    """The Ray Jobs API does not answer, refuses, or knows no such job."""

@@ -13,11 +13,20 @@ _POLL_SECONDS = 0.5
 
 
 class Mailbox:
-    """Keeps messages for the driver until it fetches them, and the driver's wish to stop for the workers."""
+    """Keeps messages for the driver until it fetches them, and for the workers the wish to stop and the W&B key."""
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
         self._stop = False
+        self._wandb_key: str | None = None
+
+    def keep_wandb_key(self, key: str | None) -> None:
+        """Keep the W&B API key in memory: Ray shows and stores what jobs, trainers and new actors are told."""
+        self._wandb_key = key
+
+    def wandb_key(self) -> str | None:
+        """The W&B API key."""
+        return self._wandb_key
 
     def post(self, message: dict[str, Any]) -> None:
         """Add a message."""

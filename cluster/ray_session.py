@@ -1,8 +1,7 @@
-"""Ray Train at work, seen from the driver: a cluster, messages in, events and progress out, signals obeyed."""
+"""Ray Train at work, seen from the driver: messages in, events and progress out, signals obeyed."""
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import shutil
@@ -11,11 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.errors import ClusterError, ResourcesError, TrainingFailedError
+from cluster.errors import ClusterError, TrainingFailedError
+from cluster.lease import Lease
+from cluster.ray_cluster import live_nodes, room_for_workers
 from cluster.record import EventsLog
 from cluster.wandb_mirror import TrackingSettings
 
@@ -24,118 +26,57 @@ Listener = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 0.2
 _SAME_WISH_SECONDS = 1.0
 _FATAL_GRACE_SECONDS = 15.0
-_RAY_ENVIRONMENT = {
-    "RAY_TRAIN_V2_ENABLED": "1",
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
-    "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output, and a second
-cluster that starts by itself when a thread asks for something after the shutdown."""
+_ROOM_CHECK_SECONDS = 15.0
+_BEGINNINGS = ("started", "resumed")
 
 
-def train_on_ray(
-    config: RunConfig, address: str | None, tracking: TrackingSettings, events: EventsLog, listener: Listener
-) -> dict[str, Any]:
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What the driver has before it while workers train."""
+
+    lease: Lease
+    """Checked before anything is written."""
+    tracking: TrackingSettings
+    """W&B settings."""
+    events: EventsLog
+    """Log of the run's events."""
+    listener: Listener
+    """Gets messages as they come, in the calling thread."""
+    job: dict[str, str]
+    """Submission that the driver runs as, put into the events that begin an attempt; empty outside a Ray job."""
+
+
+def train_on_ray(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
     """Train on Ray Train workers until the run ends or is stopped.
 
     Args:
         config: The run, its directory created.
-        address: A running cluster; None starts a private one on this machine.
-        tracking: W&B settings.
-        events: Log of the run's events.
-        listener: Gets messages as they come, in the calling thread.
+        desk: Of the driver.
+        gpus_per_worker: 0 or 1.
 
     Returns:
         Rank 0's result: step and finished.
 
     Raises:
-        ResourcesError: The cluster has less than the run asks for.
+        RunBusyError: Another driver took the run.
         TrainingFailedError: Workers failed too often, or the cluster did.
     """
-    with _ray_session(address):
-        from ray.exceptions import RayError
-
-        gpus = _gpus_per_worker(config, listener)
-        try:
-            return _Session(config, tracking, events, listener).run(gpus)
-        except RayError as error:
-            raise TrainingFailedError(
-                f"the Ray cluster failed under the run: {error}. The same command continues from the last checkpoint."
-            ) from error
-
-
-@contextmanager
-def _ray_session(address: str | None) -> Iterator[None]:
-    """A connection to a cluster, or a private cluster of this machine that ends with the command."""
-    for key, value in _RAY_ENVIRONMENT.items():
-        os.environ.setdefault(key, value)
-    if address is None:  # the processes of a private cluster inherit this; a submitted job brings its working directory
-        package_root = str(Path(__file__).resolve().parent.parent)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
-    import ray
-
-    ray.init(
-        address=address or "local",
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        **({} if address else {"include_dashboard": False}),
-    )
-    try:
-        yield
-    finally:
-        ray.shutdown()
-
-
-def _gpus_per_worker(config: RunConfig, listener: Listener) -> int:
-    """Compare what the run asks for with what the cluster's nodes have, and resolve `auto`.
-
-    Raises:
-        ResourcesError: It asks for more.
-    """
-    import ray
-
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    wanted = config.resources
-    gpus = int(sum(node.get("GPU", 0) for node in nodes))
-    per_worker: int
-    if wanted.gpus_per_worker == "auto":
-        per_worker = 1 if gpus else 0
-        reason = f"the cluster has {gpus} GPUs" if gpus else "the cluster has no GPU"
-        listener({"type": "phase", "text": f"resources.gpus_per_worker auto is {per_worker}: {reason}"})
-    else:
-        per_worker = wanted.gpus_per_worker
-    room = sum(
-        min(
-            int(node.get("CPU", 0)) // wanted.cpus_per_worker,
-            int(node.get("GPU", 0)) // per_worker if per_worker else wanted.workers,
-        )
-        for node in nodes
-    )
-    if room < wanted.workers:
-        cpus = int(sum(node.get("CPU", 0) for node in nodes))
-        raise ResourcesError(
-            f"the run asks for {wanted.workers} workers of {wanted.cpus_per_worker} CPUs and {per_worker} GPUs, and "
-            f"the cluster has room for {room} ({len(nodes)} nodes, {cpus} CPUs, {gpus} GPUs): it would wait for ever. "
-            "Lower resources.workers or cpus_per_worker, set gpus_per_worker=0 to train on CPUs, or add nodes."
-        )
-    return per_worker
+    return _Session(config, desk).run(gpus_per_worker)
 
 
 class _Session:
     """Ray Train at work, seen from the driver: messages in, events and progress out, signals obeyed."""
 
-    def __init__(self, config: RunConfig, tracking: TrackingSettings, events: EventsLog, listener: Listener) -> None:
+    def __init__(self, config: RunConfig, desk: Desk) -> None:
         from cluster.mailbox import start_mailbox
 
         self._config = config
-        self._events = events
-        self._listener = listener
+        self._desk = desk
+        self._listener = desk.listener
         self._mailbox = start_mailbox()
-        self._tracking = tracking
+        self._mailbox.keep_wandb_key.remote(desk.tracking.api_key)
+        self._last_message = time.monotonic()
+        self._next_room_check = 0.0
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
         self._fatal: str | None = None
@@ -153,6 +94,7 @@ class _Session:
                 thread.join(_POLL_SECONDS)
                 self._handle_messages()
                 self._obey_signals()
+                self._watch_room(gpus_per_worker)
         self._handle_messages()
         if self._fatal is not None:
             raise ClusterError(self._fatal)
@@ -162,12 +104,17 @@ class _Session:
         return self._result
 
     def _fit(self, gpus_per_worker: int) -> None:
-        from cluster.ray_worker import WorkerOrder, fit
-
         scratch = Path(self._config.storage) / self._config.name / ".ray"
         name = f"driver-{os.getpid()}-{secrets.token_hex(4)}"
-        order = WorkerOrder(config=self._config, tracking=self._tracking, mailbox=self._mailbox)
         try:
+            from cluster.ray_worker import WorkerOrder, fit
+
+            order = WorkerOrder(
+                config=self._config,
+                tracking=replace(self._desk.tracking, api_key=None),  # the mailbox has it: Ray may record what it sees
+                mailbox=self._mailbox,
+                holder=self._desk.lease.holder,
+            )
             self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
         except Exception as error:  # noqa: BLE001 - raised in the main thread, with the story told
             self._error = error
@@ -178,26 +125,50 @@ class _Session:
         import ray
 
         for message in ray.get(self._mailbox.drain.remote()):
+            self._last_message = time.monotonic()
             kind = message["type"]
             if kind == "fatal":
                 self._fatal = self._fatal or message["text"]
                 self._fatal_since = self._fatal_since or time.monotonic()
                 continue
             if kind == "event":
+                self._desk.lease.check()
                 details = {key: value for key, value in message.items() if key not in ("type", "event")}
-                message = {"type": "event", **self._events.write(message["event"], **details)}
+                if message["event"] in _BEGINNINGS:
+                    details |= self._desk.job
+                message = {"type": "event", **self._desk.events.write(message["event"], **details)}
             self._listener(message)
 
     def _obey_signals(self) -> None:
         if self._end_asked:
-            self._listener(
-                {"type": "phase", "text": "ending at once; the same command continues from the last checkpoint"}
-            )
+            text = "ending at once; the same command continues from the last checkpoint, if there is one"
+            self._listener({"type": "phase", "text": text})
             raise KeyboardInterrupt
         if self._stop_asked is not None and not self._stop_passed_on:
             self._stop_passed_on = True
             self._mailbox.request_stop.remote()
             self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
+
+    def _watch_room(self, gpus_per_worker: int) -> None:
+        """Check the lease and, where workers were lost and none came back, say what the run waits for."""
+        now = time.monotonic()
+        if now < self._next_room_check:
+            return
+        self._next_room_check = now + _ROOM_CHECK_SECONDS
+        self._desk.lease.check()
+        if now - self._last_message < _ROOM_CHECK_SECONDS:
+            return
+        wanted = self._config.resources
+        nodes = live_nodes()
+        room = room_for_workers(nodes, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=gpus_per_worker)
+        if room < wanted.workers:
+            self._listener(
+                {
+                    "type": "phase",
+                    "text": f"waiting for a node: the run needs room for {wanted.workers} workers, the {len(nodes)} "
+                    f"live nodes have room for {room}",
+                }
+            )
 
     def _gave_up(self) -> bool:
         """Whether the workers were told of an error that ends the run, and Ray Train still has not ended."""

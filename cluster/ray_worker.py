@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,23 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train import FailureConfig, ScalingConfig, UserCallback
+from ray.train.torch.config import _TorchBackend
 
 from cluster.attempt import Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine
 from cluster.errors import CheckpointMismatchError, ClusterError
+from cluster.lease import holds
 from cluster.mailbox import MailboxLink, MailboxLogHandler
+from cluster.node import interface_of, use_node_local_caches
 from cluster.topology import Topology
 from cluster.wandb_mirror import TrackingSettings
 from data_pipeline.errors import DataError
 from llm.errors import ModelError
 
 PROCESS_GROUP_TIMEOUT_SECONDS = 1800
+_WAITS_FOR_ROOM = 60
+"""Times, of a minute each, that Ray Train waits for room for all workers after a node was lost."""
 _LOGGERS = ("cluster", "llm", "data_pipeline")
 
 
@@ -38,6 +43,8 @@ class WorkerOrder:
     config: RunConfig
     tracking: TrackingSettings
     mailbox: Any
+    holder: str
+    """Fencing token: workers of a driver that lost the run change nothing."""
 
 
 class NotRetriedError(ClusterError):
@@ -59,6 +66,34 @@ class LossReporter(UserCallback):  # type: ignore[misc]
             os._exit(1)
         causes = {str(rank): _cause(error) for rank, error in sorted(worker_exceptions.items())}
         self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes})
+
+
+@dataclass
+class InterfaceConfig(ray.train.torch.TorchConfig):  # type: ignore[misc]
+    """Torch's process group over the network interface that Ray uses on each node."""
+
+    @property
+    def backend_cls(self) -> type[_InterfaceBackend]:
+        """What sets the process group up."""
+        return _InterfaceBackend
+
+
+class _InterfaceBackend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        """Name the interface on every worker, then let Ray connect them.
+
+        Left alone, gloo takes the address that the host's name resolves to, which on many images is the loopback.
+        """
+        worker_group.execute(use_interface_of_node)
+        super().on_start(worker_group, backend_config)
+
+
+def use_interface_of_node() -> None:
+    """Point gloo and NCCL at the interface that carries this node's Ray address, unless the user chose one."""
+    name = interface_of(ray.util.get_node_ip_address())
+    if name is not None:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", name)
+        os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
 def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -> dict[str, Any]:
@@ -86,13 +121,13 @@ def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=per_worker
         ),
-        torch_config=ray.train.torch.TorchConfig(
+        torch_config=InterfaceConfig(
             backend="nccl" if gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS
         ),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=5),
+            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=_WAITS_FOR_ROOM),
             callbacks=[LossReporter(order.mailbox)],
         ),
     )
@@ -106,6 +141,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     topology = _topology(order.config)
     if topology.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
+    use_node_local_caches()
     link = MailboxLink(order.mailbox, watch_stop=topology.is_main)
     handler = MailboxLogHandler(link, topology.rank)
     for name in _LOGGERS:
@@ -116,7 +152,10 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             build_engine=deepspeed_engine,
             zero_stage=order.config.zero.stage,
             link=link,
-            tracking=order.tracking,
+            tracking=replace(
+                order.tracking, api_key=ray.get(order.mailbox.wandb_key.remote()) if topology.is_main else None
+            ),
+            still_ours=lambda: holds(Path(order.config.storage) / order.config.name, order.holder),
         )
         result = run_attempt(order.config, topology, surroundings)
     except CheckpointMismatchError:

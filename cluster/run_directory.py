@@ -1,21 +1,19 @@
-"""A run's directory: its identity, its configuration, and the lock that keeps two drivers out."""
+"""A run's directory: its identity and its configuration."""
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.errors import RunBusyError, StorageError
+from cluster.errors import StorageError
 from data_pipeline.publish import write_atomically
 
 RUN_NAME = "run.json"
@@ -23,7 +21,6 @@ CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer.model"
 PUBLISHED_STEP = "published_step"
 """Key in run.json: the step of the last checkpoint that was published."""
-_LOCK_NAME = ".lock"
 
 
 class RunDirectory:
@@ -110,36 +107,6 @@ def set_aside(path: Path) -> Path:
     target = path.with_name(f"{path.name}.before-{stamp}-{secrets.token_hex(2)}")
     path.rename(target)
     return target
-
-
-@contextmanager
-def exclusive(path: Path) -> Iterator[None]:
-    """Hold the run against other drivers on machines that share its file system's locks.
-
-    Raises:
-        RunBusyError: Another driver holds it.
-    """
-    with (path / _LOCK_NAME).open("a+b") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().decode(errors="replace").strip() or "an unknown process"
-            raise RunBusyError(
-                f"run {path} is being written by {holder}: two drivers would spoil each other's record. Wait for it, "
-                "stop it, or give this run another name."
-            ) from error
-        if not _is_at(file.fileno(), path / _LOCK_NAME):
-            raise RunBusyError(f"run {path} was set aside by another command in this moment. Give the command again.")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
-        file.flush()
-        yield
-
-
-def _is_at(descriptor: int, path: Path) -> bool:
-    """Whether the open file is still the one at the path."""
-    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
 
 
 def config_as_dict(config: RunConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.commands import checkpoint, config, data, evaluate, generate, pretrain, quickstart
+from launcher.commands import checkpoint, config, data, evaluate, generate, jobs, pretrain, quickstart, report, submit
 from launcher.commands.arguments import examples
 from launcher.errors import InterruptError, LauncherError
 
@@ -65,9 +65,27 @@ app = typer.Typer(
 )
 
 
+def _show_versions(asked: bool) -> None:
+    if asked:
+        from launcher.packages import versions
+
+        for name, version in versions().items():
+            typer.echo(f"{name:<10}{version}")
+        raise typer.Exit
+
+
 @app.callback()
 def longhaul(
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of a failure as well.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Show the versions of Longhaul and of what it computes with.",
+            callback=_show_versions,
+            is_eager=True,
+        ),
+    ] = False,
 ) -> None:
     """Train language models from raw text, on a laptop or a Ray cluster, in runs that cannot be lost."""
 
@@ -78,4 +96,7 @@ pretrain.register(app)
 evaluate.register(app)
 generate.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
+report.register(app)
+app.add_typer(submit.app, name="submit")
+app.add_typer(jobs.app, name="jobs")
 app.add_typer(config.app, name="config")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import netrc
 import os
 from collections.abc import Mapping
@@ -10,7 +11,9 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cluster.config import RunConfig
-from launcher.errors import ConfigError
+from cluster.submission import ORIGIN, PREDECESSOR, Submission
+from data_pipeline.config import DataBuildConfig
+from launcher.errors import ConfigError, UsageError
 from launcher.samples import is_sample
 
 _INSIDE_RAY_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"  # set by Ray's job manager for the entrypoint of a job, and only there
@@ -30,7 +33,7 @@ def wandb_mode(
     Raises:
         ConfigError: `online` was asked for by name, and there is no key.
     """
-    has_key = bool(environment.get("WANDB_API_KEY")) or _in_netrc(environment)
+    has_key = wandb_api_key(environment) is not None
     if asked == "online" and not has_key:
         raise ConfigError(
             f"wandb.mode is online, and no API key for {wandb_server(environment)} was found in WANDB_API_KEY or the "
@@ -41,38 +44,94 @@ def wandb_mode(
     return asked
 
 
+def wandb_api_key(environment: Mapping[str, str] = os.environ) -> str | None:
+    """The W&B API key of WANDB_API_KEY or of the netrc file, so that workers on other machines need none."""
+    if environment.get("WANDB_API_KEY"):
+        return environment["WANDB_API_KEY"]
+    login = _netrc_login(environment)
+    return login[2] if login else None
+
+
 def wandb_server(environment: Mapping[str, str] = os.environ) -> str:
     """Address of the W&B server: WANDB_BASE_URL, or the public one."""
     return environment.get("WANDB_BASE_URL") or _WANDB_SERVER
 
 
-def require_lasting_paths(config: RunConfig, environment: Mapping[str, str] = os.environ) -> None:
+def require_lasting_paths(config: RunConfig | DataBuildConfig, environment: Mapping[str, str] = os.environ) -> None:
     """Refuse relative paths inside a Ray job, whose working directory vanishes with it.
 
     Raises:
         ConfigError: Names the first key with a relative path.
     """
-    if _INSIDE_RAY_JOB not in environment:
-        return
-    paths = {"storage": config.storage}
-    if isinstance(config.data.dataset, str):
-        paths["data.dataset"] = config.data.dataset
+    if inside_ray_job(environment):
+        require_absolute_paths(config)
+
+
+def require_absolute_paths(config: RunConfig | DataBuildConfig) -> None:
+    """Refuse relative paths in what a Ray job is to do.
+
+    Raises:
+        ConfigError: Names the first key with a relative path.
+    """
+    paths: dict[str, str | None]
+    if isinstance(config, DataBuildConfig):
+        paths = {"output": config.output, "tokenizer.path": config.tokenizer.path}
+        paths |= {f"sources.{index}.path": source.path for index, source in enumerate(config.sources)}
     else:
-        paths |= {f"data.dataset.{index}.path": entry.path for index, entry in enumerate(config.data.entries)}
+        paths = {"storage": config.storage}
+        if isinstance(config.data.dataset, str):
+            paths["data.dataset"] = config.data.dataset
+        else:
+            paths |= {f"data.dataset.{index}.path": entry.path for index, entry in enumerate(config.data.entries)}
     for key, path in paths.items():
-        if not Path(path).expanduser().is_absolute() and not is_sample(path):
-            raise ConfigError(
-                f"{key} is '{path}', a relative path: inside a Ray job it would lie in the job's working "
-                "directory, which is deleted with the job. Give an absolute path that every node sees: "
-                f"{key}=/shared/..."
-            )
+        if path is not None:
+            _require_absolute(key, path)
 
 
-def _in_netrc(environment: Mapping[str, str]) -> bool:
+def submission(environment: Mapping[str, str] = os.environ) -> Submission | None:
+    """The Ray job that this process is the driver of; None outside a job."""
+    if not inside_ray_job(environment):
+        return None
+    metadata = json.loads(environment[_INSIDE_RAY_JOB]).get("metadata", {})
+    job = metadata.get("job_submission_id")
+    if job is None:
+        return None
+    return Submission(id=job, origin=metadata.get(ORIGIN, job), predecessor=metadata.get(PREDECESSOR))
+
+
+def inside_ray_job(environment: Mapping[str, str] = os.environ) -> bool:
+    """Whether Ray's job manager started this process."""
+    return _INSIDE_RAY_JOB in environment
+
+
+def jobs_address(given: str | None, environment: Mapping[str, str] = os.environ) -> str:
+    """Address of the cluster that jobs are submitted to.
+
+    Raises:
+        UsageError: None was named: Ray would take any cluster that it finds on this machine.
+    """
+    address = given or environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
+    if not address:
+        raise UsageError(
+            "no cluster was named. Give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS: the address of the "
+            "head's dashboard, which `ray start --head` prints."
+        )
+    return address
+
+
+def _require_absolute(key: str, path: str) -> None:
+    if not Path(path).expanduser().is_absolute() and not is_sample(path):
+        raise ConfigError(
+            f"{key} is '{path}', a relative path: inside a Ray job it would lie in the job's working directory, which "
+            f"is deleted with the job. Give an absolute path that every node sees: {key}=/shared/..."
+        )
+
+
+def _netrc_login(environment: Mapping[str, str]) -> tuple[str, str, str] | None:
     home = Path(environment["HOME"]) if environment.get("HOME") else Path.home()
     path = Path(environment.get("NETRC") or home / ".netrc")
     host = urlsplit(wandb_server(environment)).hostname or ""
     try:
-        return host in netrc.netrc(path).hosts
+        return netrc.netrc(path).hosts.get(host)
     except (OSError, netrc.NetrcParseError):
-        return False
+        return None

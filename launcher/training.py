@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from launcher.config_file import resolved_yaml
-from launcher.environment import ray_address, require_lasting_paths, wandb_mode, wandb_server
+from launcher.environment import (
+    ray_address,
+    require_lasting_paths,
+    submission,
+    wandb_api_key,
+    wandb_mode,
+    wandb_server,
+)
 from launcher.samples import is_sample, resolve_datasets, resolve_samples
 
 if TYPE_CHECKING:
@@ -57,7 +64,9 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         wandb_mode=wandb_mode(config.wandb.mode),
         fresh=fresh,
         wandb_server=wandb_server(),
+        wandb_api_key=wandb_api_key(),
         ray_address=ray_address(),
+        job=submission(),
     )
     try:
         outcome = run_training(config, launch, listener)

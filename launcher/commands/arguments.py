@@ -31,6 +31,15 @@ RunOrCheckpoint = Annotated[
         show_default=False,
     ),
 ]
+Address = Annotated[
+    str | None,
+    typer.Option(
+        "--address",
+        metavar="URL",
+        help="The cluster's dashboard, as in http://head:8265; RAY_API_SERVER_ADDRESS where it is not given.",
+        show_default=False,
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -44,7 +44,9 @@ def pretrain(
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:
             result = train(run_config, fresh=fresh, listener=progress)
     except KeyboardInterrupt as error:
-        raise InterruptError("stopped. The same command continues the run from its last checkpoint.") from error
+        raise InterruptError(
+            "stopped. The same command continues the run from its last checkpoint, or begins anew where there is none."
+        ) from error
     out = results()
     if not result.trained_now:
         out.print(f"the run had finished before, at step {result.step:,}; --fresh sets it aside and begins anew")

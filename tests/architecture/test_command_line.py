@@ -23,7 +23,7 @@ HELP_SECONDS = 0.5  # of processor time, best of three, because the machine does
 HEAVY = {"torch", "ray", "deepspeed", "wandb", "pyarrow", "numpy", "sentencepiece"}
 
 SURFACE = {
-    "": ["--debug"],
+    "": ["--debug", "--version"],
     "quickstart": ["--out"],
     "pretrain": ["CONFIG", "KEY=VALUE", "--fresh"],
     "evaluate": ["RUN_OR_CHECKPOINT", "--text", "--dataset", "--json"],
@@ -44,6 +44,15 @@ SURFACE = {
     "checkpoint": [],
     "checkpoint list": ["RUN", "--json"],
     "checkpoint verify": ["RUN"],
+    "report": ["RUN", "--out"],
+    "submit": [],
+    "submit pretrain": ["CONFIG", "KEY=VALUE", "--address", "--detach", "--fresh", "--stop-grace"],
+    "submit data": ["CONFIG", "KEY=VALUE", "--address", "--detach", "--fresh", "--stop-grace"],
+    "jobs": [],
+    "jobs list": ["--address", "--all", "--json"],
+    "jobs status": ["JOB", "--address", "--json"],
+    "jobs logs": ["JOB", "--address", "--follow"],
+    "jobs stop": ["JOB", "--address", "--wait"],
     "config": [],
     "config show": ["CONFIG", "KEY=VALUE"],
     "config schema": ["KIND"],

@@ -10,6 +10,7 @@ README = ROOT / "README.md"
 
 # Command as it stands in the README -> the test that executes it, or a file in which it stands as it is.
 _WALK = "tests/integration/test_readme_commands.py::test_own_text_becomes_a_model"
+_STOPPED = "tests/integration/test_jobs.py::test_run_is_continued_when_its_driver_is_killed_and_not_when_it_is_stopped"
 CLAIMED: dict[str, str] = {
     "python -m pip install -e . && python -m launcher quickstart": ".ci/run",
     "python -m pip install -e '.[test]' && python -m pytest": ".ci/run",
@@ -19,6 +20,18 @@ CLAIMED: dict[str, str] = {
     'longhaul generate runs/mytext --prompt "The"': _WALK,
     "longhaul checkpoint list runs/mytext": _WALK,
     "longhaul checkpoint verify runs/mytext": _WALK,
+    "ray job submit --working-dir . -- python -m launcher pretrain smoke storage=/shared/runs": (
+        "tests/integration/test_jobs.py::test_literal_ray_job_submit_trains_and_tracks_all"
+    ),
+    "export RAY_API_SERVER_ADDRESS=http://head:8265": (
+        "tests/unit/launcher/test_environment.py::test_cluster_of_jobs_is_the_one_that_was_named"
+    ),
+    "longhaul submit pretrain myrun.yaml storage=/shared/runs data.dataset=/shared/datasets/mytext": _STOPPED,
+    "longhaul jobs list": _STOPPED,
+    "longhaul jobs logs mytext --follow": (
+        "tests/integration/test_jobs.py::test_job_is_unharmed_when_the_terminal_that_follows_it_is_closed"
+    ),
+    "longhaul jobs stop mytext": _STOPPED,
     "python -m tests.bench.step_overhead": "tests/integration/test_readme_commands.py::test_benchmark_prints_a_ratio",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from processes import finish, start
+from runs import pretrain
 from tiny import build_tiny_dataset
 
 
@@ -12,3 +14,12 @@ from tiny import build_tiny_dataset
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small real dataset, built once."""
     return build_tiny_dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Storage of a run that nothing happened to, trained by the real command on a private cluster."""
+    storage = tmp_path_factory.mktemp("undisturbed")
+    log = storage / "log"
+    assert finish(start(*pretrain(storage, dataset), log=log), log) == 0
+    return storage

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.driver import Launch, RunOutcome, run_training
 from cluster.engines import torch_engine
-from cluster.errors import RunBusyError, RunRefusedError, StorageError, TrackingError
+from cluster.errors import ResourcesError, RunBusyError, RunRefusedError, StorageError, TrackingError
 from cluster.inference import evaluate_dataset, load_run
+from cluster.lease import hold
+from cluster.ray_cluster import Cluster
+from cluster.ray_session import Desk
 from cluster.record import read_lines
-from cluster.run_directory import exclusive
 from cluster.topology import Topology
 from data_pipeline.errors import OrderError
 
@@ -30,14 +34,22 @@ LAUNCH = Launch(resolved_yaml="name: tiny\n", wandb_mode="disabled", wandb_serve
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts run in this process, with plain torch, where Ray Train would start workers."""
 
-    def train_here(config: RunConfig, address: Any, tracking: Any, events: Any, listener: Any) -> dict[str, Any]:
+    def train_here(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
         link = SilentLink()
         surroundings = Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking())
         result = run_attempt(config, Topology(), surroundings)
         for event in link.events():
-            events.write(event["event"], **{key: value for key, value in event.items() if key not in ("type", "event")})
+            desk.events.write(
+                event["event"], **{key: value for key, value in event.items() if key not in ("type", "event")}
+            )
         return {"step": result.step, "finished": result.finished}
 
+    @contextmanager
+    def nowhere(address: str | None) -> Iterator[Cluster]:
+        yield Cluster(attached=address is not None, dashboard_url=None)
+
+    monkeypatch.setattr(driver, "connect", nowhere)
+    monkeypatch.setattr(driver, "check_cluster", lambda *_: 0)
     monkeypatch.setattr(driver, "train_on_ray", train_here)
 
 
@@ -117,8 +129,51 @@ def test_changed_seed_is_refused_and_changes_nothing(dataset: Path, tmp_path: Pa
 def test_second_driver_is_refused(dataset: Path, tmp_path: Path) -> None:
     config = tiny_run(tmp_path, dataset)
     (tmp_path / "tiny").mkdir()
-    with exclusive(tmp_path / "tiny"), pytest.raises(RunBusyError, match="two drivers would spoil"):
+    with hold(tmp_path / "tiny"), pytest.raises(RunBusyError, match="two drivers would spoil"):
         command(config)
+
+
+def test_nothing_is_left_when_the_cluster_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> int:
+        raise ResourcesError("too few nodes")
+
+    monkeypatch.setattr(driver, "check_cluster", refuse)
+    with pytest.raises(ResourcesError):
+        command(tiny_run(tmp_path, dataset))
+    assert not (tmp_path / "tiny").exists()
+
+
+def test_run_is_not_set_aside_when_fresh_and_the_cluster_is_refused(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+
+    def refuse(*_: Any) -> int:
+        raise ResourcesError("too few nodes")
+
+    monkeypatch.setattr(driver, "check_cluster", refuse)
+    with pytest.raises(ResourcesError):
+        command(config, fresh=True)
+    assert list_checkpoints(tmp_path / "tiny")[-1].step == 12
+
+
+def test_attempt_changes_nothing_when_another_driver_took_the_run(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    before = (tmp_path / "tiny" / "run.json").read_bytes()
+    surroundings = Surroundings(
+        build_engine=torch_engine,
+        zero_stage=None,
+        link=SilentLink(),
+        tracking=no_tracking(),
+        still_ours=lambda: False,
+    )
+    with pytest.raises(RunBusyError, match="taken over"):
+        run_attempt(config, Topology(), surroundings)
+    assert (tmp_path / "tiny" / "run.json").read_bytes() == before
 
 
 def test_online_tracking_is_refused_at_start_when_the_server_is_unreachable(dataset: Path, tmp_path: Path) -> None:
@@ -131,7 +186,7 @@ def test_online_tracking_is_refused_at_start_when_the_server_is_unreachable(data
 def test_cause_reaches_the_person_when_even_its_event_cannot_be_written(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise StorageError("the storage is full. Make room.")
 
     def full(*_: Any) -> None:

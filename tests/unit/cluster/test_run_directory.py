@@ -1,13 +1,12 @@
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from cluster.config import RunConfig
-from cluster.errors import RunBusyError, StorageError
-from cluster.run_directory import RunDirectory, exclusive, prepare_storage, set_aside
+from cluster.errors import StorageError
+from cluster.run_directory import RunDirectory, prepare_storage, set_aside
 from data_pipeline.config import DataConfig
 
 CONFIG = RunConfig(name="run", data=DataConfig(dataset="data"))
@@ -31,17 +30,6 @@ def test_facts_are_refused_when_damaged(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{")
     with pytest.raises(StorageError, match=r"run\.json is not JSON"):
         RunDirectory(tmp_path).facts()
-
-
-def test_second_driver_is_refused_while_the_first_holds_the_run(tmp_path: Path) -> None:
-    with (
-        exclusive(tmp_path),
-        pytest.raises(RunBusyError, match=f"is being written by process {os.getpid()} on"),
-        exclusive(tmp_path),
-    ):
-        pass
-    with exclusive(tmp_path):
-        pass
 
 
 def test_storage_is_refused_when_it_cannot_be_written(tmp_path: Path) -> None:

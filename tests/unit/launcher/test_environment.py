@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.config import RunConfig
-from data_pipeline.config import DataConfig, MixtureEntry
-from launcher.environment import ray_address, require_lasting_paths, wandb_mode
-from launcher.errors import ConfigError
+from cluster.submission import Submission
+from data_pipeline.config import DataBuildConfig, DataConfig, MixtureEntry, SourceConfig, TokenizerConfig
+from launcher.environment import (
+    jobs_address,
+    ray_address,
+    require_absolute_paths,
+    require_lasting_paths,
+    submission,
+    wandb_api_key,
+    wandb_mode,
+)
+from launcher.errors import ConfigError, UsageError
 
 JOB = {"RAY_JOB_CONFIG_JSON_ENV_VAR": "{}"}
 
@@ -72,3 +83,48 @@ def test_relative_paths_are_refused_inside_a_ray_job(run: RunConfig, key: str, p
         f"{key} is '{path}', a relative path: inside a Ray job it would lie in the job's working directory, "
         f"which is deleted with the job. Give an absolute path that every node sees: {key}=/shared/..."
     )
+
+
+def test_submission_is_that_of_the_job(tmp_path: Path) -> None:
+    assert submission({}) is None
+    first = {"metadata": {"job_submission_id": "j1", "job_name": "j1"}}
+    assert submission({"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(first)}) == Submission(id="j1", origin="j1")
+    again = {"metadata": {"job_submission_id": "j2", "longhaul_origin": "j1", "longhaul_predecessor": "j1"}}
+    assert submission({"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(again)}) == Submission(
+        id="j2", origin="j1", predecessor="j1"
+    )
+
+
+def test_cluster_of_jobs_is_the_one_that_was_named() -> None:
+    assert jobs_address("http://a:1", {"RAY_API_SERVER_ADDRESS": "http://b:1"}) == "http://a:1"
+    assert jobs_address(None, {"RAY_API_SERVER_ADDRESS": "http://b:1", "RAY_ADDRESS": "c"}) == "http://b:1"
+    with pytest.raises(UsageError, match=r"no cluster was named.*--address http://HEAD:8265"):
+        jobs_address(None, {})
+
+
+def test_api_key_is_that_of_the_environment_or_the_netrc_file(tmp_path: Path) -> None:
+    home = {"HOME": str(tmp_path)}
+    assert wandb_api_key(home) is None
+    (tmp_path / ".netrc").write_text("machine api.wandb.ai login user password secret\n")
+    assert wandb_api_key(home) == "secret"
+    assert wandb_api_key({**home, "WANDB_API_KEY": "other"}) == "other"
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"output": "out"}, "output"),
+        ({"tokenizer": TokenizerConfig(path="t.model")}, "tokenizer.path"),
+        ({"sources": (SourceConfig(name="s", path="text"),)}, "sources.0.path"),
+    ],
+)
+def test_relative_path_of_a_build_is_refused_in_a_job(changes: dict[str, Any], key: str) -> None:
+    whole = {
+        "name": "d",
+        "output": "/shared/d",
+        "tokenizer": TokenizerConfig(path="/shared/t.model"),
+        "sources": (SourceConfig(name="s", path="sample:austen"),),
+    }
+    require_absolute_paths(DataBuildConfig(**whole))
+    with pytest.raises(ConfigError, match=rf"^{key} is '.*', a relative path: .*{key}=/shared/"):
+        require_absolute_paths(DataBuildConfig(**{**whole, **changes}))

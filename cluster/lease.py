@@ -1,0 +1,273 @@
+"""The lease on a run: one driver at a time, on whatever machine, and a fencing token that its workers carry.
+
+`RUN/lease/0000000007.json` says who holds token 7. A driver takes a run by creating the file of the next token, which
+a file system grants to one creator only, and shows that it lives by rewriting the file every few seconds. Whether
+another machine's driver lives is judged by watching its file change, never by comparing clocks. A driver that was
+taken for dead (stopped, cut off) finds a higher token and ends; its workers publish nothing any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cluster.errors import RunBusyError
+from data_pipeline.publish import write_atomically
+
+logger = logging.getLogger(__name__)
+
+RENEW_SECONDS = 4.0
+EXPIRY_SECONDS = 20.0
+"""A lease of another machine that was not renewed for so long while we watched it has lapsed."""
+_WATCH_SECONDS = 0.5
+_DIRECTORY = "lease"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseRecord:
+    """What a lease file says."""
+
+    token: int
+    """Rises by one with each holder."""
+    holder: str
+    """Random name of the holding driver."""
+    place: str
+    """Machine, boot and process namespace in which `process` means something."""
+    process: int
+    process_start: int
+    """Start of the process in clock ticks since boot, because process numbers are used again."""
+    job: str | None
+    """Submission id, where the driver runs as a Ray job."""
+    renewals: int
+    released: bool
+
+    @property
+    def description(self) -> str:
+        """The holder in words."""
+        host = self.place.split("/")[0]
+        return f"process {self.process} on {host}" + (f" (Ray job {self.job})" if self.job else "")
+
+
+class Lease:
+    """A lease that this driver holds, renewed by a thread until it is released."""
+
+    def __init__(self, run_directory: Path, record: LeaseRecord) -> None:
+        self._run_directory = run_directory
+        self._record = record
+        self._lost = threading.Event()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        self._thread.start()
+
+    @property
+    def holder(self) -> str:
+        """Fencing token of this driver and its workers."""
+        return self._record.holder
+
+    @property
+    def token(self) -> int:
+        """How many drivers have held the run, this one included."""
+        return self._record.token
+
+    def check(self) -> None:
+        """Make sure that the run is still ours.
+
+        Raises:
+            RunBusyError: Another driver took it.
+        """
+        if self._lost.is_set() or not holds(self._run_directory, self.holder):
+            self._lost.set()
+            newest = newest_record(self._run_directory)
+            raise RunBusyError(
+                f"run {self._run_directory} was taken over by {newest.description if newest else 'another command'} "
+                f"while this command did not answer for more than {EXPIRY_SECONDS:.0f} s. This command ends and "
+                "changes nothing more; the run goes on there."
+            )
+
+    def release(self) -> None:
+        """Give the run back."""
+        self._ended.set()
+        self._thread.join()
+        if not self._lost.is_set() and holds(self._run_directory, self.holder):
+            with contextlib.suppress(OSError):
+                self._write(released=True)
+
+    def _renew(self) -> None:
+        while not self._ended.wait(RENEW_SECONDS):
+            try:
+                if not holds(self._run_directory, self.holder):
+                    self._lost.set()
+                    return
+                self._write(released=False)
+            except OSError as error:  # the token still keeps two drivers apart where it matters, at every publication
+                logger.warning("the lease of %s could not be renewed: %s", self._run_directory, error)
+
+    def _write(self, *, released: bool) -> None:
+        facts = {**asdict(self._record), "renewals": self._record.renewals + 1, "released": released}
+        self._record = LeaseRecord(**facts)
+        write_atomically(_file(self._run_directory, self._record.token), json.dumps(facts, indent=1).encode())
+
+
+@contextmanager
+def hold(
+    run_directory: Path,
+    *,
+    job: str | None = None,
+    say: Callable[[str], None] = logger.info,
+    expiry_seconds: float = EXPIRY_SECONDS,
+) -> Iterator[Lease]:
+    """Hold a run against every other driver while the block runs.
+
+    Args:
+        run_directory: An existing directory that all drivers see.
+        job: This driver's submission id, for the messages of others.
+        say: Told that a holder on another machine is being watched, which takes a while.
+        expiry_seconds: How long a silent holder is watched.
+
+    Raises:
+        RunBusyError: Another driver holds it and lives.
+    """
+    lease = Lease(run_directory, _take(run_directory, job, say, expiry_seconds))
+    try:
+        yield lease
+    finally:
+        lease.release()
+
+
+def holds(run_directory: Path, holder: str) -> bool:
+    """Whether the newest token of a run is that of `holder`; for drivers and for their workers."""
+    newest = newest_record(run_directory)
+    return newest is not None and newest.holder == holder
+
+
+def newest_record(run_directory: Path) -> LeaseRecord | None:
+    """The lease with the highest token; None where no driver ever held the run."""
+    tokens = _tokens(run_directory)
+    return _read(run_directory, tokens[-1]) if tokens else None
+
+
+def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> LeaseRecord | None:
+    """The driver that holds a run and lives, None where the run is free; watches where it cannot know at once."""
+    record = newest_record(run_directory)
+    if record is None or record.released:
+        return None
+    if record.place == _place():
+        return record if _process_start(record.process) == record.process_start else None
+    deadline = time.monotonic() + expiry_seconds
+    while time.monotonic() < deadline:
+        time.sleep(_WATCH_SECONDS)
+        now = newest_record(run_directory)
+        if now is None or now.released:
+            return None
+        if now != record:
+            return now
+    return None
+
+
+def forget(run_directory: Path) -> None:
+    """Remove what leases left in a directory where no run was begun."""
+    for token in _tokens(run_directory):
+        record = _read(run_directory, token)
+        if record is not None and record.released:
+            _file(run_directory, token).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        (run_directory / _DIRECTORY).rmdir()
+
+
+def _take(run_directory: Path, job: str | None, say: Callable[[str], None], expiry_seconds: float) -> LeaseRecord:
+    while True:
+        before = newest_record(run_directory)
+        if before is not None and not before.released and before.place != _place():
+            say(f"the run was held by {before.description}: watching for up to {expiry_seconds:.0f} s whether it lives")
+        if (alive := live_holder(run_directory, expiry_seconds)) is not None:
+            raise RunBusyError(
+                f"run {run_directory} is being written by {alive.description}: two drivers would spoil each other's "
+                "record. Wait for it, stop it, or give this run another name."
+            )
+        record = LeaseRecord(
+            token=(before.token if before else 0) + 1,
+            holder=secrets.token_hex(8),
+            place=_place(),
+            process=os.getpid(),
+            process_start=_process_start(os.getpid()) or 0,
+            job=job,
+            renewals=0,
+            released=False,
+        )
+        if not _create(run_directory, record):
+            continue
+        tokens = _tokens(run_directory)
+        for token in tokens:
+            if token < record.token:
+                _file(run_directory, token).unlink(missing_ok=True)
+        if tokens[-1] == record.token:  # a driver that slept since it read the last token is behind by now
+            return record
+
+
+def _create(run_directory: Path, record: LeaseRecord) -> bool:
+    """Create the file of a token; False where another driver was first."""
+    path = _file(run_directory, record.token)
+    path.parent.mkdir(exist_ok=True)
+    try:
+        with path.open("xb") as file:
+            file.write(json.dumps(asdict(record), indent=1).encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
+def _tokens(run_directory: Path) -> list[int]:
+    names = (path.stem for path in (run_directory / _DIRECTORY).glob("*.json"))
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _file(run_directory: Path, token: int) -> Path:
+    return run_directory / _DIRECTORY / f"{token:010d}.json"
+
+
+def _read(run_directory: Path, token: int) -> LeaseRecord | None:
+    """A lease file; one that is being created, or was left half created, belongs to somebody unknown."""
+    try:
+        facts: dict[str, Any] = json.loads(_file(run_directory, token).read_bytes())
+        return LeaseRecord(**facts)
+    except FileNotFoundError:
+        return newest_record(run_directory)  # replaced by a newer token between listing and reading
+    except (ValueError, TypeError):
+        return LeaseRecord(
+            token=token,
+            holder="",
+            place="an unknown machine",
+            process=0,
+            process_start=0,
+            job=None,
+            renewals=0,
+            released=False,
+        )
+
+
+def _place() -> str:
+    """Host, boot and process namespace: where process numbers can be compared."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    return f"{os.uname().nodename}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
+
+
+def _process_start(process: int) -> int | None:
+    """Start time of a live process in clock ticks since boot (proc(5), field 22); None where there is none."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return None
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in ("Z", "X") else int(fields[19])

@@ -1,0 +1,157 @@
+"""`longhaul jobs`: what runs on a cluster, and how to watch and stop it."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from launcher.commands.arguments import Address, AsJson, examples, print_json
+
+if TYPE_CHECKING:
+    from cluster.jobs import Job, Jobs
+
+app = typer.Typer(help="List, watch and stop the jobs of a Ray cluster.", no_args_is_help=True)
+
+JobName = Annotated[
+    str,
+    typer.Argument(
+        metavar="JOB", help="Submission id, or the name of a run, whose newest job is meant.", show_default=False
+    ),
+]
+
+
+@app.command(
+    "list", epilog=examples("longhaul jobs list --address http://head:8265", "longhaul jobs list --all --json")
+)
+def list_(
+    address: Address = None,
+    everything: Annotated[bool, typer.Option("--all", help="Also jobs that Longhaul did not submit.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List the jobs of a cluster, the newest last."""
+    from launcher.console import results, table
+    from launcher.report.units import moment
+
+    found = [job for job in _jobs(address).all() if everything or job.verb or "launcher" in job.entrypoint]
+    if as_json:
+        print_json([_facts(job) for job in found])
+        return
+    rows = table("job", "run", "state", "begun", "lasted")
+    rows.columns[0].no_wrap = True  # it is there to be copied
+    for job in found:
+        rows.add_row(job.id, job.run or "", _state(job), moment(job.start_unix_seconds), _lasted(job))
+    results().print(rows if found else "no jobs")
+
+
+@app.command(epilog=examples("longhaul jobs status my-run", "longhaul jobs status longhaul-my-run-1a2b3c --json"))
+def status(job: JobName, address: Address = None, as_json: AsJson = False) -> None:
+    """Say how a job stands; the exit code is 0 while it is well, and that of the job once it has ended."""
+    from launcher.console import results
+    from launcher.report.units import moment
+
+    found = _jobs(address).get(job)
+    if as_json:
+        print_json(_facts(found))
+    else:
+        out = results()
+        out.print(f"job      {found.id}")
+        out.print(f"state    {_state(found)}")
+        out.print(f"command  {found.entrypoint}")
+        out.print(f"begun    {moment(found.start_unix_seconds)}, lasted {_lasted(found)}")
+        if found.continues:
+            out.print(f"after    {found.continues}, whose driver died")
+        if found.status == "FAILED" and found.message:
+            out.print(f"reason   {found.message.strip().splitlines()[-1]}")
+    raise typer.Exit(found.result if found.ended else 0)
+
+
+@app.command(epilog=examples("longhaul jobs logs my-run", "longhaul jobs logs my-run --follow"))
+def logs(
+    job: JobName,
+    address: Address = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Go on until the job has ended, and exit with its code.")
+    ] = False,
+) -> None:
+    """Show what a job has printed."""
+    from launcher.commands.submit import follow as follow_job
+
+    jobs = _jobs(address)
+    if follow:
+        raise typer.Exit(follow_job(jobs, job))
+    typer.echo(jobs.logs(jobs.get(job)), nl=False)
+
+
+@app.command(epilog=examples("longhaul jobs stop my-run", "longhaul jobs stop longhaul-my-run-1a2b3c --no-wait"))
+def stop(
+    job: JobName,
+    address: Address = None,
+    wait: Annotated[bool, typer.Option(help="Wait until the job has saved its state and ended.")] = True,
+) -> None:
+    """Stop a job for good: a training saves a checkpoint first, and nobody submits it again."""
+    from launcher.console import is_interactive, messages
+
+    jobs = _jobs(address)
+    found = jobs.newest_of_chain(jobs.get(job))
+    console = messages()
+    if found.driver_was_killed:
+        console.print(f"the driver of job {found.id} was killed; waiting for its guardian to submit it again")
+        found = jobs.successor(found) or found
+    if found.ended:
+        typer.echo(f"job {found.id} had ended before: {_state(found)}")
+        return
+    jobs.stop(found)
+    if not wait:
+        typer.echo(f"job {found.id} was told to stop")
+        return
+    text = f"job {found.id} saves its state and stops"
+    if is_interactive(console):
+        with console.status(text):
+            found = _wait_for_end(jobs, found)
+    else:
+        console.print(text)
+        found = _wait_for_end(jobs, found)
+    typer.echo(f"job {found.id}: {_state(found)}")
+
+
+def _wait_for_end(jobs: Jobs, job: Job) -> Job:
+    while not job.ended:
+        time.sleep(1.0)
+        job = jobs.get(job.id)
+    return job
+
+
+def _jobs(address: str | None) -> Jobs:
+    from cluster.jobs import Jobs
+    from launcher.environment import jobs_address
+
+    return Jobs(jobs_address(address))
+
+
+def _state(job: Job) -> str:
+    words = job.status.lower()
+    return f"{words} (exit code {job.exit_code})" if job.status == "FAILED" and job.exit_code is not None else words
+
+
+def _lasted(job: Job) -> str:
+    from launcher.report.units import duration
+
+    if job.start_unix_seconds is None:
+        return duration(None)
+    return duration((job.end_unix_seconds or time.time()) - job.start_unix_seconds)
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    return {
+        "id": job.id,
+        "run": job.run,
+        "verb": job.verb,
+        "status": job.status,
+        "exit_code": job.exit_code,
+        "entrypoint": job.entrypoint,
+        "start_unix_seconds": job.start_unix_seconds,
+        "end_unix_seconds": job.end_unix_seconds,
+        "continues": job.continues,
+    }

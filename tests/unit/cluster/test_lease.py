@@ -1,0 +1,146 @@
+"""The lease: one holder, told from the dead by looking, fenced by its token."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+
+from cluster import lease as lease_module
+from cluster.errors import RunBusyError
+from cluster.lease import LeaseRecord, forget, hold, holds, live_holder, newest_record
+
+EXPIRY_SECONDS = 1.2
+
+
+def write(directory: Path, record: LeaseRecord) -> None:
+    path = directory / "lease" / f"{record.token:010d}.json"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(record)))
+
+
+def foreign(token: int = 3, **changes: object) -> LeaseRecord:
+    """A lease of another machine."""
+    record = LeaseRecord(
+        token=token,
+        holder="there",
+        place="elsewhere/boot/1",
+        process=1,
+        process_start=1,
+        job=None,
+        renewals=0,
+        released=False,
+    )
+    return replace(record, **changes)
+
+
+def test_second_holder_is_refused_while_the_first_lives(tmp_path: Path) -> None:
+    busy = pytest.raises(RunBusyError, match=r"process \d+ on .*job-7.*two drivers")
+    with hold(tmp_path, job="job-7"), busy, hold(tmp_path):
+        pass
+
+
+def test_token_rises_and_old_files_go_when_the_lease_was_given_back(tmp_path: Path) -> None:
+    with hold(tmp_path) as first:
+        assert holds(tmp_path, first.holder)
+    with hold(tmp_path) as second:
+        assert (first.token, second.token) == (1, 2)
+        assert not holds(tmp_path, first.holder)
+        assert len(list((tmp_path / "lease").iterdir())) == 1
+    assert newest_record(tmp_path).released
+
+
+def test_lease_is_taken_at_once_when_its_process_is_dead(tmp_path: Path) -> None:
+    code = (
+        "import os, sys; from pathlib import Path; from cluster.lease import hold\n"
+        "with hold(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
+    assert not newest_record(tmp_path).released
+    with hold(tmp_path, expiry_seconds=10**9) as taken:
+        assert taken.token == 2
+
+
+def test_lease_is_taken_at_once_when_its_process_number_belongs_to_another_process(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        mine = newest_record(tmp_path)
+    write(tmp_path, replace(mine, released=False, process_start=mine.process_start - 1))
+    assert live_holder(tmp_path, 10**9) is None
+
+
+def test_lease_of_another_machine_is_taken_when_it_stays_silent(tmp_path: Path) -> None:
+    write(tmp_path, foreign())
+    said: list[str] = []
+    with hold(tmp_path, say=said.append, expiry_seconds=EXPIRY_SECONDS) as taken:
+        assert taken.token == 4
+    assert said == ["the run was held by process 1 on elsewhere: watching for up to 1 s whether it lives"]
+
+
+def test_lease_of_another_machine_stands_when_it_is_renewed(tmp_path: Path) -> None:
+    write(tmp_path, foreign())
+    renewal = threading.Timer(0.2, write, (tmp_path, foreign(renewals=1)))
+    renewal.start()
+    with pytest.raises(RunBusyError, match="process 1 on elsewhere"), hold(tmp_path, expiry_seconds=10**9):
+        pass
+    renewal.join()
+
+
+def test_half_written_lease_is_watched_and_then_taken(tmp_path: Path) -> None:
+    (tmp_path / "lease").mkdir()
+    (tmp_path / "lease" / "0000000005.json").write_text('{"token": 5, "hol')
+    with hold(tmp_path, expiry_seconds=EXPIRY_SECONDS) as taken:
+        assert taken.token == 6
+
+
+def test_holder_that_was_taken_for_dead_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.05)
+    with hold(tmp_path) as mine:
+        mine.check()
+        write(tmp_path, foreign(token=2))
+        with pytest.raises(RunBusyError, match=r"taken over by process 1 on elsewhere.*goes on there"):
+            mine.check()
+    assert newest_record(tmp_path) == foreign(token=2)  # giving back changes nothing of another's
+
+
+def test_holder_renews_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.02)
+    with hold(tmp_path):
+        while newest_record(tmp_path).renewals < 3:
+            pass
+
+
+def test_one_of_many_gets_the_lease_when_all_ask_at_once(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from cluster.errors import RunBusyError; from cluster.lease import hold\n"
+        "sys.stdin.readline()\n"
+        "try:\n"
+        "    with hold(Path(sys.argv[1])) as lease: print(lease.token, flush=True); sys.stdin.readline()\n"
+        "except RunBusyError: print('busy', flush=True)\n"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for _ in range(4)
+    ]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    answers = [process.stdout.readline().strip() for process in processes]
+    for process in processes:
+        process.communicate("end\n", timeout=30)
+    assert sorted(answers) == ["1", "busy", "busy", "busy"]
+
+
+def test_nothing_is_left_of_a_lease_where_no_run_was_begun(tmp_path: Path) -> None:
+    with hold(tmp_path):
+        forget(tmp_path)
+        assert newest_record(tmp_path) is not None  # still held
+    forget(tmp_path)
+    assert not list(tmp_path.iterdir())
