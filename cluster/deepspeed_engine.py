@@ -7,9 +7,12 @@ are those of the mean over the whole global batch, however rows, ranks and micro
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
+import sys
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -17,12 +20,15 @@ import torch
 import torch.distributed as dist
 
 from cluster import deepspeed_partitions, flat_state
+from cluster.config import ZeroConfig
 from cluster.engine import FragmentState, MicroBatch, StateSource
 from cluster.optimizers import make_optimizer, set_learning_rate
 from cluster.topology import Precision, Topology
 from cluster.torch_engine import clip_gradients
+from cluster.zero_options import zero_settings
 from llm.accounting import parameter_shapes
-from llm.config import ModelConfig, OptimizerConfig
+from llm.config import OptimizerConfig
+from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 from llm.optimizer import parameter_groups
 from llm.transformer import Transformer
@@ -37,33 +43,44 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        model_config: ModelConfig,
-        attention: str,
+        build_model: Callable[[], Transformer],
         *,
         optimizer: OptimizerConfig,
-        stage: int,
+        zero: ZeroConfig,
         precision: Precision,
         micro_batch_size: int,
         micro_batches: int,
         topology: Topology,
     ) -> None:
+        """Build the model and partition it.
+
+        Args:
+            build_model: Makes the empty model; stage 3 partitions it while it is made.
+            optimizer: Update rule.
+            zero: Stage and options, already checked against the device (`check_zero`).
+            precision: Arithmetic of forward and backward.
+            micro_batch_size: Sequences in one forward pass.
+            micro_batches: Forward passes of this rank in one step.
+            topology: Place of this rank.
+        """
         _join_process_group(topology)
+        _load_muon_uncompiled()
         self._topology = topology
         self._world_size = topology.world_size
         self._clip_norm = optimizer.gradient_clip_norm
-        self._replicated = stage == 0
+        self._replicated = zero.stage == 0
         self._autocast = precision == "bf16" and self._replicated
         settings = deepspeed_settings(
-            stage=stage,
+            zero=zero,
             precision=precision,
             clip_norm=optimizer.gradient_clip_norm,
             micro_batch_size=micro_batch_size,
             micro_batches=micro_batches,
             world_size=topology.world_size,
         )
-        model = _build_model(model_config, attention, settings, stage, precision)
+        model = _built(build_model, settings, zero.stage, precision)
         model.to(topology.device)
-        groups = parameter_groups(model, optimizer.weight_decay, shapes=parameter_shapes(model_config))
+        groups = parameter_groups(model, optimizer.weight_decay, shapes=parameter_shapes(model.config))
         client = make_optimizer(
             [{"params": [p for _, p in group.parameters], "weight_decay": group.weight_decay} for group in groups],
             optimizer,
@@ -74,7 +91,7 @@ class DeepSpeedEngine:
             self._engine, self._zero, _, _ = deepspeed.initialize(model=model, optimizer=client, config=settings)
         self._inner: torch.optim.Optimizer = client if self._replicated else self._zero.optimizer
         self._owned, self._held = deepspeed_partitions.placements(
-            self._engine, self._zero, stage, self._names, self._group_of, topology
+            self._engine, self._zero, zero.stage, self._names, self._group_of, topology
         )
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
@@ -102,6 +119,13 @@ class DeepSpeedEngine:
         with torch.no_grad():
             return self._forward(batch)
 
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Engine.logits`."""
+        self._engine.eval()
+        with torch.no_grad(), self._arithmetic():
+            logits: torch.Tensor = self._engine(tokens, cache=cache)
+        return logits
+
     def snapshot(self) -> list[FragmentState]:
         """Host copies of this rank's part; see `Engine.snapshot`."""
         return flat_state.snapshot(self._owned, self._inner)
@@ -121,19 +145,20 @@ class DeepSpeedEngine:
         }
 
     def _forward(self, batch: MicroBatch) -> LossSums:
-        autocast = (
-            torch.autocast(torch.device(self._topology.device).type, dtype=torch.bfloat16)
-            if self._autocast
-            else contextlib.nullcontext()
-        )
-        with autocast:
+        with self._arithmetic():
             sums: LossSums = self._engine(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
         return sums
+
+    def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
+        """Autocast where fp32 parameters compute in bf16."""
+        if not self._autocast:
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(self._topology.device).type, dtype=torch.bfloat16)
 
 
 def deepspeed_settings(
     *,
-    stage: int,
+    zero: ZeroConfig,
     precision: Precision,
     clip_norm: float | None,
     micro_batch_size: int,
@@ -144,18 +169,20 @@ def deepspeed_settings(
 
     Gradients are reduced and added up in fp32 whatever the precision, so that the loss law does not depend on the
     world size beyond rounding. ZeRO 0 in bf16 keeps fp32 parameters and computes under autocast, because DeepSpeed has
-    no stage 0 with bf16 parameters and fp32 accumulation.
+    no stage 0 with bf16 parameters and fp32 accumulation. An optimizer that is offloaded stays torch's fused AdamW,
+    which has a CPU form: DeepSpeed's own is a C++ extension that each node would compile at the first start.
     """
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
         "gradient_accumulation_steps": micro_batches,
         "train_batch_size": micro_batch_size * micro_batches * world_size,
-        "zero_optimization": {"stage": stage},
+        "zero_optimization": zero_settings(zero),
         "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**12,
         "communication_data_type": "fp32",
     }
-    if stage > 0:
+    if zero.stage > 0:
         settings["gradient_clipping"] = clip_norm if clip_norm is not None else 0.0
         if precision == "bf16":
             settings["bf16"] = {"enabled": True}
@@ -163,15 +190,15 @@ def deepspeed_settings(
     return settings
 
 
-def _build_model(
-    config: ModelConfig, attention: str, settings: dict[str, Any], stage: int, precision: Precision
+def _built(
+    build_model: Callable[[], Transformer], settings: dict[str, Any], stage: int, precision: Precision
 ) -> Transformer:
     """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
     dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
     if stage == 3:
         with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype):
-            return Transformer(config, attention)
-    return Transformer(config, attention).to(dtype)
+            return build_model()
+    return build_model().to(dtype)
 
 
 def _join_process_group(topology: Topology) -> None:
@@ -185,3 +212,20 @@ def _join_process_group(topology: Topology) -> None:
     os.environ.setdefault("LOCAL_RANK", str(topology.local_rank))  # DeepSpeed refuses to start without it
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _load_muon_uncompiled() -> None:
+    """Import DeepSpeed's Muon without its `torch.compile` decorators.
+
+    Every ZeRO optimizer imports it, only to see that it is not the one in use; the decorators would load torch's
+    compiler, seconds of each start. Whoever makes Muon an optimizer of ours must drop this.
+    """
+    name = "deepspeed.runtime.zero.muon.original_muon"
+    if name in sys.modules:
+        return
+    compile_with = deepspeed.runtime.compiler.compile
+    deepspeed.runtime.compiler.compile = lambda *arguments, **options: lambda function: function
+    try:
+        importlib.import_module(name)
+    finally:
+        deepspeed.runtime.compiler.compile = compile_with

@@ -59,6 +59,7 @@ def refresh_parameters(zero: Any, replicated: bool) -> None:
             zero._reassign_or_swap_out_partitioned_parameters(sub_group)
         if zero.persistent_parameters:
             zero.persistent_parameters[0].all_gather(zero.persistent_parameters)
+        zero.invalidate_secondary_tensor()  # hpZ's second copy is of the parameters as they were
         return
     zero.update_lp_params()
 

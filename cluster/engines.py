@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from cluster.attempt import EngineRequest
 from cluster.engine import Engine
+from llm.transformer import Transformer
 
 
 def deepspeed_engine(request: EngineRequest) -> Engine:
@@ -11,10 +14,9 @@ def deepspeed_engine(request: EngineRequest) -> Engine:
     from cluster.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
-        request.model,
-        request.layout.attention,
+        partial(_model, request),
         optimizer=request.config.optimizer,
-        stage=request.config.zero.stage,
+        zero=request.config.zero,
         precision=request.layout.precision,
         micro_batch_size=request.config.train.micro_batch_size,
         micro_batches=request.micro_batches,
@@ -25,11 +27,14 @@ def deepspeed_engine(request: EngineRequest) -> Engine:
 def torch_engine(request: EngineRequest) -> Engine:
     """Plain torch in this process."""
     from cluster.torch_engine import TorchEngine
-    from llm.transformer import Transformer
 
     return TorchEngine(
-        Transformer(request.model, request.layout.attention),
+        _model(request),
         optimizer=request.config.optimizer,
         precision=request.layout.precision,
         device=request.topology.device,
     )
+
+
+def _model(request: EngineRequest) -> Transformer:
+    return Transformer(request.model, request.layout.attention, request.config.train.activation_checkpointing)

@@ -15,6 +15,7 @@ from cluster.config import ResourcesConfig, RunConfig
 from cluster.errors import ResourcesError, StorageError
 from cluster.ray_cluster import Cluster, Node, live_nodes, room_for_workers
 from cluster.versions import library_versions
+from cluster.zero_options import check_zero
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError, DatasetError
 from data_pipeline.publish import write_atomically
@@ -50,11 +51,13 @@ def check_cluster(
 
     Raises:
         ResourcesError: The run asks for more than there is, or nodes run different software.
+        RunRefusedError: A ZeRO option does not fit the devices or the number of workers.
         StorageError: A node cannot write the storage, or sees another one.
         DatasetError: A node lacks a dataset or has another one.
     """
     nodes = live_nodes()
     gpus_per_worker = resolve_gpus(config.resources, nodes, say)
+    check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=config.resources.workers)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
         _check_nodes(Path(config.storage), fingerprints, nodes)

@@ -6,7 +6,9 @@ from dataclasses import replace
 
 from cluster.config import RunConfig
 from cluster.errors import RunRefusedError
-from cluster.topology import Layout, Topology, library_versions, resolve_precision
+from cluster.topology import Layout, Topology, resolve_precision
+from cluster.versions import library_versions
+from cluster.zero_options import check_zero, check_zero_precision
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
 
@@ -26,8 +28,20 @@ def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
 
 
 def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None) -> tuple[Layout, list[str]]:
-    """The layout of an attempt, and why each `auto` became what it is, for log and record."""
+    """The layout of an attempt, and why each `auto` became what it is, for log and record.
+
+    Args:
+        config: The run.
+        topology: Place of this rank.
+        zero_stage: Stage the engine works at; None for plain torch, which partitions nothing and takes no ZeRO option.
+
+    Raises:
+        RunRefusedError: A ZeRO option that the device, the workers or the precision cannot serve.
+    """
     precision, why_precision = resolve_precision(config.train.precision, topology.device)
+    if zero_stage is not None:
+        check_zero(config.zero, device=topology.device, workers=topology.world_size)
+        check_zero_precision(config.zero, precision)
     attention, why_attention = resolve_attention(config.model.attention)
     layout = Layout(
         world_size=topology.world_size,

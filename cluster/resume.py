@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from typing import Any
 
+from cluster.config import RunConfig
 from cluster.errors import RunRefusedError
 from llm.config import ScheduleConfig
 from llm.schedule import decay_start
@@ -21,6 +23,7 @@ FREE = (
     "train.micro_batch_size",
     "train.log_every_steps",
     "train.deterministic",
+    "train.activation_checkpointing",
 )
 """Changed at will: the result does not depend on them beyond the Resume law's tolerance."""
 
@@ -59,7 +62,7 @@ def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: i
     """Compare a run's configuration with that of a new attempt.
 
     Args:
-        before: Configuration in the checkpoint, as plain values.
+        before: Configuration in the checkpoint, as plain values; keys that a later version added may be absent.
         after: Configuration asked for now.
         step: Step that training would continue from.
         run: Name of the run, for messages.
@@ -70,6 +73,7 @@ def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: i
     Raises:
         RunRefusedError: Something changed that the curve depends on.
     """
+    before = completed(before)
     refused, logged = [], []
     for change in changes(before, after):
         if _under(change.key, FREE) or _under(change.key, (BY_FINGERPRINT,)):
@@ -83,6 +87,28 @@ def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: i
     if refused:
         raise _refusal(run, step, refused)
     return logged
+
+
+def completed(document: Mapping[str, Any], kind: type = RunConfig) -> dict[str, Any]:
+    """A configuration with the keys that its writer did not know yet, each at its default.
+
+    So a checkpoint stays loadable when a version adds a key. It follows that the default of a new key must do what
+    was done before there was the key.
+
+    Args:
+        document: Plain values of a configuration, as an older version wrote it.
+        kind: Dataclass of that part of the configuration.
+    """
+    whole = dict(document)
+    for known in fields(kind):
+        default = known.default if known.default_factory is MISSING else known.default_factory()
+        section = is_dataclass(default) and not isinstance(default, type)
+        value = document.get(known.name)
+        if section and isinstance(value, Mapping):
+            whole[known.name] = completed(value, type(default))
+        elif known.name not in document and default is not MISSING:
+            whole[known.name] = json.loads(json.dumps(asdict(default) if section else default))
+    return whole
 
 
 def check_plan(before: Mapping[str, Any], after: Mapping[str, Any], *, step: int, run: str) -> None:

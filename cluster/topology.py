@@ -5,7 +5,6 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from typing import Any, Literal
 
 import torch
@@ -51,17 +50,6 @@ class Layout:
         """Fields whose values differ from those of another layout's JSON form: {field: [other, this]}."""
         mine = self.as_dict()
         return {key: [other.get(key), value] for key, value in mine.items() if other.get(key) != value}
-
-
-def library_versions() -> dict[str, str]:
-    """Versions of what computes: Python, torch, DeepSpeed, Ray, NumPy."""
-    versions = {"python": platform.python_version()}
-    for name in ("torch", "deepspeed", "ray", "numpy"):
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "absent"
-    return versions
 
 
 def device_name(device: str) -> str:

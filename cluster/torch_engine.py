@@ -10,6 +10,7 @@ from cluster.flat_state import Placement
 from cluster.optimizers import make_optimizer, set_learning_rate
 from cluster.topology import Precision
 from llm.config import OptimizerConfig
+from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 from llm.optimizer import parameter_groups
 from llm.transformer import Transformer
@@ -78,6 +79,12 @@ class TorchEngine:
         self._model.eval()
         with torch.no_grad():
             return self._forward(batch)
+
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Engine.logits`."""
+        self._model.eval()
+        with torch.no_grad():
+            return self._model.logits(tokens, cache=cache)
 
     def snapshot(self) -> list[FragmentState]:
         """Host copies of everything; see `Engine.snapshot`."""

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.accounting import vocabulary_size
+from llm.activation_checkpointing import ActivationCheckpointing, run_layer
 from llm.attention import Attend, attention_backend, causal_mask, document_mask
 from llm.config import ModelConfig
 from llm.errors import ModelInputError
@@ -21,9 +22,12 @@ from llm.loss import LossSums, cross_entropy_sums
 class Decoder(nn.Module):
     """Embedding, blocks and final norm: tokens in, hidden states out. Heads of every task stand on this."""
 
-    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+    def __init__(
+        self, config: ModelConfig, attend: Attend, activation_checkpointing: ActivationCheckpointing = "off"
+    ) -> None:
         super().__init__()
         self.config = config
+        self.activation_checkpointing = activation_checkpointing
         self.embed_tokens = Embedding(vocabulary_size(config), config.hidden_size)
         self.layers = nn.ModuleList(Block(config, attend) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
@@ -57,7 +61,9 @@ class Decoder(nn.Module):
             mask = causal_mask(length, start + length, x_BTD.dtype, x_BTD.device)
         rotary = rotary_tables(start, length, self.config.head_size, self.config.rope_theta, x_BTD.device)
         for index, block in enumerate(self.layers):
-            x_BTD = block(x_BTD, rotary, mask, None if cache is None else cache.layers[index])
+            layer_cache = None if cache is None else cache.layers[index]
+            mode = "off" if layer_cache is not None else self.activation_checkpointing  # a cache is written once
+            x_BTD = run_layer(mode, block, x_BTD, rotary, mask, layer_cache)
         normed_BTD: Tensor = self.norm(x_BTD)
         return normed_BTD
 
@@ -85,16 +91,19 @@ class Transformer(nn.Module):
     Args:
         config: Shape of the model, with vocab_size known.
         attention: Name of a backend, already resolved (see `resolve_attention`).
+        activation_checkpointing: What a training step keeps of each layer; changes memory and speed alone.
 
     Raises:
         ModelConfigError: vocab_size is still null.
         AttentionBackendError: No backend has that name.
     """
 
-    def __init__(self, config: ModelConfig, attention: str) -> None:
+    def __init__(
+        self, config: ModelConfig, attention: str, activation_checkpointing: ActivationCheckpointing = "off"
+    ) -> None:
         super().__init__()
         self.config = config
-        self.model = Decoder(config, attention_backend(attention))
+        self.model = Decoder(config, attention_backend(attention), activation_checkpointing)
         self.lm_head = None if config.tie_word_embeddings else OutputHead(config.hidden_size, vocabulary_size(config))
 
     def forward(

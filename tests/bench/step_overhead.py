@@ -16,6 +16,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from cluster.config import ZeroConfig
 from cluster.engine import Engine, MicroBatch
 from cluster.initial_state import InitialState
 from cluster.topology import Topology
@@ -39,10 +40,9 @@ def engines(model: ModelConfig, stage: int, rows: int, threads: int) -> dict[str
     built: dict[str, Engine] = {
         "torch": TorchEngine(Transformer(model, "sdpa"), optimizer=OPTIMIZER, precision="fp32"),
         "deepspeed": DeepSpeedEngine(
-            model,
-            "sdpa",
+            lambda: Transformer(model, "sdpa"),
             optimizer=OPTIMIZER,
-            stage=stage,
+            zero=ZeroConfig(stage=stage),
             precision="fp32",
             micro_batch_size=rows,
             micro_batches=MICRO_BATCHES,

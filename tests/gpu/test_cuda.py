@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+
 import pytest
 import torch
+import torch.distributed as dist
 
-from cluster.engine import MicroBatch
+from cluster.config import ZeroConfig
+from cluster.engine import Engine, Fragment, FragmentState, MicroBatch
 from cluster.initial_state import InitialState
+from cluster.topology import Precision, Topology
 from cluster.torch_engine import TorchEngine
 from llm.attention import attention_backend, causal_mask, document_mask
 from llm.config import ModelConfig, OptimizerConfig
@@ -15,6 +22,18 @@ from llm.transformer import Transformer
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 BF16_TOLERANCE = 2e-2  # bf16 keeps 8 bits, and two kernels add up in another order
+LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # Resume law
+OFFLOADED = [
+    ZeroConfig(stage=1, offload_optimizer="cpu", reduce_bucket_elements=10_000),
+    ZeroConfig(stage=2, offload_optimizer="cpu", reduce_bucket_elements=10_000, overlap_communication=True),
+    ZeroConfig(
+        stage=3,
+        offload_optimizer="cpu",
+        offload_parameters="cpu",
+        reduce_bucket_elements=10_000,
+        parameter_persistence_threshold_elements=0,
+    ),
+]
 MODEL = ModelConfig(
     vocab_size=67,
     hidden_size=64,
@@ -54,3 +73,97 @@ def test_state_comes_back_bit_equal_from_a_gpu(precision: str) -> None:
         losses.append(engine.accumulate(batch, torch.tensor(1 / 32, device="cuda")).loss_sum.item())
         engine.update(1e-2)
     assert losses[-1] < losses[0]
+
+
+class Held:
+    """A state in host memory, as a source of fragments of one rank."""
+
+    def __init__(self, states: list[FragmentState]) -> None:
+        self._states = {state.fragment.name: state for state in states}
+
+    def scalars(self, name: str) -> Mapping[str, float]:
+        return self._states[name].scalars
+
+    def tensor_names(self) -> Sequence[str]:
+        return [name for name in next(iter(self._states.values())).tensors if name != "master"]
+
+    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
+        held = self._states[fragment.name]
+        assert held.fragment == fragment
+        return held.tensors[state]
+
+
+@pytest.fixture(scope="module")
+def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
+    dist.init_process_group("cpu:gloo,cuda:nccl", store=store, rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def deepspeed_engine(zero: ZeroConfig, precision: Precision) -> Engine:
+    from cluster.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        partial(Transformer, MODEL, "sdpa"),
+        optimizer=OptimizerConfig(),
+        zero=zero,
+        precision=precision,
+        micro_batch_size=2,
+        micro_batches=2,
+        topology=Topology(device="cuda:0"),
+    )
+
+
+def train(engine: Engine, steps: range) -> list[float]:
+    losses = []
+    for step in steps:
+        tokens = torch.randint(0, 67, (4, 17), generator=torch.Generator().manual_seed(step)).cuda()
+        halves = [MicroBatch(rows[:, :-1], rows[:, 1:], torch.ones(2, 16).cuda(), None) for rows in tokens.split(2)]
+        scale = torch.tensor(1 / 64, device="cuda")
+        losses.append(sum(engine.accumulate(half, scale).loss_sum.item() for half in halves) / 64)
+        engine.update(1e-3)
+    return losses
+
+
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("zero", OFFLOADED, ids=lambda zero: f"zero{zero.stage}")
+def test_losses_equal_plain_torch_when_state_is_offloaded(zero: ZeroConfig, precision: Precision) -> None:
+    plain = TorchEngine(Transformer(MODEL, "sdpa"), optimizer=OptimizerConfig(), precision=precision, device="cuda")
+    offloaded = deepspeed_engine(zero, precision)
+    for engine in (plain, offloaded):
+        engine.load(InitialState(MODEL, 7))
+    for mine, other in zip(train(offloaded, range(10)), train(plain, range(10)), strict=True):
+        assert abs(mine - other) <= LOSS_TOLERANCE[precision] * other
+
+
+@pytest.mark.usefixtures("_process_group")
+@pytest.mark.parametrize("zero", OFFLOADED, ids=lambda zero: f"zero{zero.stage}")
+def test_state_comes_back_bit_equal_when_it_is_offloaded(zero: ZeroConfig) -> None:
+    engine = deepspeed_engine(zero, "bf16")
+    engine.load(InitialState(MODEL, 7))
+    train(engine, range(3))
+    saved = engine.snapshot()
+    undisturbed = train(engine, range(3, 6))
+    again = deepspeed_engine(zero, "bf16")
+    again.load(Held(saved))
+    for before, after in zip(saved, again.snapshot(), strict=True):
+        assert before.scalars == after.scalars
+        assert before.tensors.keys() == after.tensors.keys() >= {"master", "exp_avg", "exp_avg_sq"}
+        assert all(torch.equal(before.tensors[name], after.tensors[name]) for name in before.tensors)
+    assert train(again, range(3, 6)) == pytest.approx(undisturbed, rel=LOSS_TOLERANCE["bf16"])
+
+
+@pytest.mark.usefixtures("_process_group")
+def test_device_holds_less_when_the_optimizer_is_offloaded() -> None:
+    held = []
+    for zero in (ZeroConfig(stage=2, reduce_bucket_elements=10_000), OFFLOADED[1]):
+        gc.collect()  # an engine is full of cycles
+        before = torch.cuda.memory_allocated()
+        engine = deepspeed_engine(zero, "bf16")
+        engine.load(InitialState(MODEL, 7))
+        train(engine, range(1))
+        held.append(torch.cuda.memory_allocated() - before)
+        del engine
+    assert held[1] < held[0]

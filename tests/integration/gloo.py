@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.forkserver
 import os
 import pickle
 import tempfile
@@ -18,16 +20,34 @@ import torch.multiprocessing as mp
 from cluster.topology import Topology
 
 
+_PRELOADED = ["numpy", "torch", "torch._dynamo", "deepspeed"]
+"""Imported once by the process that the ranks are forked from: they take each rank seconds otherwise."""
+
+
 def run_ranks(function: Callable[..., Any], world_size: int, *arguments: Any, join: bool = True) -> list[Any]:
     """Call `function(topology, *arguments)` on every rank of a gloo group; results by rank."""
+    _start_server()
     with tempfile.TemporaryDirectory() as directory:
         mp.start_processes(
-            _rank, (function, world_size, directory, arguments), nprocs=world_size, join=True, start_method="spawn"
+            _rank,
+            (dict(os.environ), function, world_size, directory, arguments),
+            nprocs=world_size,
+            join=True,
+            start_method="forkserver",
         )
         return [pickle.loads((Path(directory) / f"result-{rank}").read_bytes()) for rank in range(world_size)]
 
 
-def _rank(rank: int, function: Callable[..., Any], world_size: int, directory: str, arguments: tuple[Any, ...]) -> None:
+def _rank(
+    rank: int,
+    environment: dict[str, str],
+    function: Callable[..., Any],
+    world_size: int,
+    directory: str,
+    arguments: tuple[Any, ...],
+) -> None:
+    os.environ.clear()  # it is that of the server's start
+    os.environ.update(environment)
     os.environ.update(
         DS_ACCELERATOR="cpu", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), OMP_NUM_THREADS="1"
     )
@@ -42,3 +62,17 @@ def _rank(rank: int, function: Callable[..., Any], world_size: int, directory: s
         raise
     finally:
         dist.destroy_process_group()
+
+
+def _start_server() -> None:
+    """Start the process that ranks are forked from, if it does not run; DeepSpeed picks its device on import."""
+    before = os.environ.get("DS_ACCELERATOR")
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    try:
+        multiprocessing.set_forkserver_preload(_PRELOADED)
+        multiprocessing.forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["DS_ACCELERATOR"]
+        else:
+            os.environ["DS_ACCELERATOR"] = before

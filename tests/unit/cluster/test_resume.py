@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +31,8 @@ def changed(key: str, value: Any, base: RunConfig = BASE) -> dict[str, Any]:
         ("zero.stage", 3),
         ("train.micro_batch_size", 1),
         ("train.log_every_steps", 1),
+        ("train.activation_checkpointing", "full"),
+        ("zero.reduce_bucket_elements", 1000),
         ("wandb.mode", "offline"),
         ("checkpoint.every_steps", 7),
         ("evaluation.every_steps", 7),
@@ -89,3 +92,37 @@ def test_plan_is_refused_when_it_gives_other_batches() -> None:
 def test_changes_names_leaves_when_mappings_are_nested() -> None:
     found = changes({"a": {"b": 1, "c": 2}, "d": 3}, {"a": {"b": 1, "c": 5}, "e": 4})
     assert [str(change) for change in found] == ["a.c: 2 -> 5", "d: 3 -> None", "e: None -> 4"]
+
+
+def without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The configuration as a version wrote it that did not know some keys."""
+    older = json.loads(json.dumps(document))
+    for key in keys:
+        *sections, last = key.split(".")
+        part = older
+        for section in sections:
+            part = part[section]
+        del part[last]
+    return older
+
+
+@pytest.mark.parametrize(
+    "key", ["model.qk_norm", "optimizer.betas", "schedule.name", "train.max_steps", "optimizer", "task"]
+)
+def test_resume_takes_the_default_when_an_older_version_did_not_know_the_key(key: str) -> None:
+    base = replace(BASE, schedule=ScheduleConfig(warmup_steps=10))
+    now = config_as_dict(base)
+    assert check_resume(without(now, key), now, step=100, run="run") == []
+
+
+def test_resume_is_refused_when_a_key_that_the_checkpoint_lacks_is_not_at_its_default() -> None:
+    now = changed("model.qk_norm", True)
+    with pytest.raises(RunRefusedError, match=r"model\.qk_norm: False -> True"):
+        check_resume(without(config_as_dict(BASE), "model.qk_norm"), now, step=100, run="run")
+
+
+def test_resume_is_refused_when_the_checkpoint_has_a_key_that_is_not_known() -> None:
+    newer = config_as_dict(BASE)
+    newer["model"]["of_the_future"] = 1
+    with pytest.raises(RunRefusedError, match=r"model\.of_the_future: 1 -> None"):
+        check_resume(newer, config_as_dict(BASE), step=100, run="run")

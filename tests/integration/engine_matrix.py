@@ -1,0 +1,236 @@
+"""Engines that must agree: every ZeRO stage, precision and number of ranks against plain torch, over the same batches.
+
+Used by the tests and by `python -m tests.bench.engine_matrix`; the functions that take a topology run on every rank.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from cluster.batches import micro_batch_count, rows_of_rank
+from cluster.checkpoint import CheckpointReader, CheckpointWriter, find_checkpoint
+from cluster.collectives import Collectives
+from cluster.config import ZeroConfig
+from cluster.engine import Engine, MicroBatch
+from cluster.initial_state import InitialState
+from cluster.topology import Topology
+from cluster.torch_engine import TorchEngine
+from llm.config import ModelConfig, OptimizerConfig
+from llm.transformer import Transformer
+
+Precision = Literal["fp32", "bf16"]
+
+LOSS_TOLERANCE = {"fp32": 1e-5, "bf16": 5e-3}  # Resume law, relative
+GRADIENT_TOLERANCE = {
+    "fp32": 1e-5,  # relative to the largest gradient: sums of some 80 terms in another order
+    "bf16": 3e-2,  # bf16 keeps 8 bits: 2^-8 per rounding, over rows that are grouped otherwise
+}
+# 33 * 67 and 7 * 33 divide by neither 2 nor 3 nor 4; vectors are not decayed, so there are two parameter groups
+MODEL = ModelConfig(
+    vocab_size=67,
+    hidden_size=33,
+    head_dim=8,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    intermediate_size=49,
+)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
+ROWS, LENGTH = 5, 16
+STEPS = 20
+SAVED_AFTER = 6
+SEED = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One engine; plain torch where there is no ZeRO."""
+
+    zero: ZeroConfig | None = None
+    precision: Precision
+    activation_checkpointing: Literal["off", "full"] = "off"
+    note: str = ""
+
+    def __str__(self) -> str:
+        return "-".join(
+            filter(None, ["torch" if self.zero is None else f"zero{self.zero.stage}", self.precision, self.note])
+        )
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Losses of consecutive steps, and the whole gradients of the first of them."""
+
+    losses: list[float]
+    gradients: dict[str, torch.Tensor]
+
+    def loss_difference(self, reference: Curve) -> float:
+        """Largest relative difference of the losses that both have."""
+        pairs = zip(self.losses, reference.losses, strict=False)
+        return max(abs(mine - other) / abs(other) for mine, other in pairs)
+
+    def gradient_difference(self, reference: Curve) -> float:
+        """Largest difference of a gradient, relative to the largest gradient of its parameter."""
+        assert self.gradients.keys() == reference.gradients.keys()
+        return max(
+            ((self.gradients[name] - other).abs().max() / other.abs().max()).item()
+            for name, other in reference.gradients.items()
+        )
+
+
+def _cell(stage: Literal[0, 1, 2, 3], precision: Precision) -> Case:
+    """A cell of the matrix. Half of them recompute activations; at stage 3 nothing stays whole between its uses."""
+    zero = ZeroConfig(stage=stage, parameter_persistence_threshold_elements=0 if stage == 3 else None)
+    recomputes = (stage + (precision == "bf16")) % 2 == 1
+    return Case(zero=zero, precision=precision, activation_checkpointing="full" if recomputes else "off")
+
+
+MATRIX = [_cell(stage, precision) for stage in (0, 1, 2, 3) for precision in ("fp32", "bf16")]
+
+_SMALL_BUCKETS = ZeroConfig(
+    stage=2, reduce_bucket_elements=500, allgather_bucket_elements=300, overlap_communication=True
+)
+_SMALL_BUCKETS_3 = ZeroConfig(
+    stage=3, reduce_bucket_elements=500, prefetch_bucket_elements=0, parameter_persistence_threshold_elements=40
+)
+OPTIONS = [
+    Case(zero=_SMALL_BUCKETS, precision="fp32", note="small-buckets"),
+    Case(zero=_SMALL_BUCKETS_3, precision="fp32", note="small-buckets"),
+    Case(zero=ZeroConfig(stage=3), precision="bf16", activation_checkpointing="full", note="recomputed"),
+    Case(zero=ZeroConfig(stage=1, offload_optimizer="cpu"), precision="fp32", note="offload"),
+    Case(zero=ZeroConfig(stage=2, offload_optimizer="cpu"), precision="bf16", note="offload"),
+    Case(zero=ZeroConfig(stage=3, offload_optimizer="cpu", offload_parameters="cpu"), precision="bf16", note="offload"),
+    # the last: DeepSpeed keeps its groups of ranks for the life of the process
+    Case(zero=ZeroConfig(stage=3, hpz_partition_size=2), precision="fp32", note="hpz"),
+]
+"""Options of ZeRO that must not change the curve. Those that a run on CPUs is refused work here as they do on GPUs:
+what they leave out on CPUs is page-locked memory and streams."""
+
+
+def build(case: Case, topology: Topology) -> Engine:
+    """The engine of a case, without state."""
+    build_model = partial(Transformer, MODEL, "sdpa", case.activation_checkpointing)
+    if case.zero is None:
+        return TorchEngine(build_model(), optimizer=OPTIMIZER, precision=case.precision)
+    from cluster.deepspeed_engine import DeepSpeedEngine
+
+    size = micro_batch_size(topology.world_size)
+    return DeepSpeedEngine(
+        build_model,
+        optimizer=OPTIMIZER,
+        zero=case.zero,
+        precision=case.precision,
+        micro_batch_size=size,
+        micro_batches=micro_batch_count(ROWS, topology.world_size, size),
+        topology=topology,
+    )
+
+
+def micro_batch_size(world_size: int) -> int:
+    """Rows in one forward pass, such that every rank has several: gradients are accumulated in each cell."""
+    return 2 if world_size < 4 else 1
+
+
+def train_steps(engine: Engine, topology: Topology, steps: range) -> Curve:
+    """Train for some steps, on the batches that belong to their numbers."""
+    losses, gradients = [], {}
+    for step in steps:
+        draw = np.random.default_rng(step)
+        tokens = draw.integers(0, 67, (ROWS, LENGTH + 1))
+        weights = (draw.random((ROWS, LENGTH)) > 0.2).astype(np.float32)
+        scale = torch.tensor(1.0 / weights.sum(), dtype=torch.float32)
+        loss_sum = torch.zeros((), dtype=torch.float64)
+        size = micro_batch_size(topology.world_size)
+        for rows in rows_of_rank(np.arange(ROWS), topology.rank, topology.world_size, size):
+            real = rows[:, None] >= 0
+            held = torch.from_numpy(np.where(real, tokens[rows], 0))
+            batch = MicroBatch(
+                held[:, :-1].contiguous(),
+                held[:, 1:].contiguous(),
+                torch.from_numpy(np.where(real, weights[rows], 0).astype(np.float32)),
+                None,
+            )
+            loss_sum += engine.accumulate(batch, scale).loss_sum
+        if topology.world_size > 1:
+            dist.all_reduce(loss_sum)
+        if step == 1:
+            gradients = engine.gradients()  # type: ignore[attr-defined]
+        engine.update(1e-2)
+        losses.append(loss_sum.item() / float(weights.sum()))
+    return Curve(losses, gradients)
+
+
+def curves(topology: Topology, cases: list[Case], steps: int = STEPS, saved_in: Path | None = None) -> dict[str, Curve]:
+    """From initial values: the curve of each case; with a directory, a checkpoint of each at step 6 too."""
+    found = {}
+    for case in cases:
+        engine = build(case, topology)
+        engine.load(InitialState(MODEL, SEED))
+        before = train_steps(engine, topology, range(1, SAVED_AFTER + 1))
+        if saved_in is not None:
+            _save(engine, topology, saved_in / f"{topology.world_size}-{case}")
+        after = train_steps(engine, topology, range(SAVED_AFTER + 1, steps + 1))
+        found[str(case)] = Curve(before.losses + after.losses, before.gradients)
+    return found
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a rank holds after loading: whether it is bit for bit what was saved, and how many elements it is."""
+
+    equal: bool
+    elements: int
+    losses: list[float]
+    """Of the steps after the checkpoint."""
+
+
+def load_all(topology: Topology, cases: list[Case], directory: Path) -> dict[tuple[str, str], Loaded]:
+    """Every case loads every checkpoint of its precision and goes on: one for all the steps, the others for two.
+
+    What follows from equal states is equal, wherever they were saved; two steps show that more than what a snapshot
+    holds was set, the parameters that are computed with.
+    """
+    results: dict[tuple[str, str], Loaded] = {}
+    for case in cases:
+        went_on = False
+        for saved in sorted(directory.iterdir()):
+            if case.precision not in saved.name.split("-"):
+                continue
+            info = find_checkpoint(saved)
+            assert info.manifest is not None
+            reader = CheckpointReader(info.directory, info.manifest)
+            engine = build(case, topology)
+            engine.load(reader)
+            held = engine.snapshot()
+            equal = all(
+                torch.equal(tensor, reader.read(part.fragment, state))
+                and part.scalars == reader.scalars(part.fragment.name)
+                for part in held
+                for state, tensor in part.tensors.items()
+            )
+            steps = range(SAVED_AFTER + 1, SAVED_AFTER + 1 + (2 if went_on else STEPS))
+            losses = train_steps(engine, topology, steps).losses
+            went_on = True
+            elements = sum(part.fragment.length for part in held)
+            results[saved.name, f"{topology.world_size}-{case}"] = Loaded(equal, elements, losses)
+    return results
+
+
+def _save(engine: Engine, topology: Topology, directory: Path) -> None:
+    writer = CheckpointWriter(
+        directory,
+        attempt=1,
+        rank=topology.rank,
+        world_size=topology.world_size,
+        keep_last=1,
+        agree=Collectives().first_error,
+    )
+    writer.save(SAVED_AFTER, engine.snapshot(), {})
+    writer.finish()
