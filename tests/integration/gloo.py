@@ -19,7 +19,6 @@ import torch.multiprocessing as mp
 
 from cluster.topology import Topology
 
-
 _PRELOADED = ["numpy", "torch", "torch._dynamo", "deepspeed"]
 """Imported once by the process that the ranks are forked from: they take each rank seconds otherwise."""
 
