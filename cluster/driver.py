@@ -122,7 +122,14 @@ def _train(
     _keep_tokenizer(config, directory)
     events = EventsLog(directory, clock=time.time)
     tracking = _tracking(config, launch, record)
-    desk = Desk(lease=lease, tracking=tracking, events=events, listener=listener, job=_job_facts(launch))
+    desk = Desk(
+        lease=lease,
+        tracking=tracking,
+        events=events,
+        listener=listener,
+        private_cluster=launch.ray_address is None,
+        job=_job_facts(launch),
+    )
     try:
         result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
     except RunBusyError:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -72,6 +74,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     import ray
     from ray.exceptions import RayError
 
+    threading.Thread(target=_import_what_comes_next, name="imports", daemon=True).start()
     try:
         context = ray.init(
             address=address or "local",
@@ -127,6 +130,12 @@ def room_for_workers(nodes: list[Node], *, cpus_per_worker: int, gpus_per_worker
 
 def _url(address: str | None) -> str | None:
     return None if not address else address if "://" in address else f"http://{address}"
+
+
+def _import_what_comes_next() -> None:
+    """Spend the seconds in which Ray's processes start on the imports of Ray Train and torch."""
+    with contextlib.suppress(Exception):  # it fails again where it is needed, and is told there
+        import cluster.ray_worker  # noqa: F401
 
 
 def _silence_ray() -> None:

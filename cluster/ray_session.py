@@ -42,6 +42,8 @@ class Desk:
     """Log of the run's events."""
     listener: Listener
     """Gets messages as they come, in the calling thread."""
+    private_cluster: bool
+    """Whether the cluster ends with the command."""
     job: dict[str, str]
     """Submission that the driver runs as, put into the events that begin an attempt; empty outside a Ray job."""
 
@@ -115,7 +117,13 @@ class _Session:
                 mailbox=self._mailbox,
                 holder=self._desk.lease.holder,
             )
-            self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
+            self._result = fit(
+                order,
+                gpus_per_worker=gpus_per_worker,
+                name=name,
+                scratch=scratch,
+                private_cluster=self._desk.private_cluster,
+            )
         except Exception as error:  # noqa: BLE001 - raised in the main thread, with the story told
             self._error = error
         finally:
