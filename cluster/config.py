@@ -109,9 +109,9 @@ class ResourcesConfig:
     cpus_per_worker: int = 1
     """CPU cores, and threads of arithmetic, of one worker."""
     gpus_per_worker: Literal["auto"] | int = "auto"
-    """GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has one for every worker."""
+    """GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has any."""
     max_failures: int = 3
-    """Times that lost or failed workers are replaced before the run gives up; -1 means without limit."""
+    """Times that lost or failed workers are replaced without a new checkpoint in between; -1: without limit."""
 
     def __post_init__(self) -> None:
         _require_at_least_one("workers", self.workers)

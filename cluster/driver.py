@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
-from cluster.errors import RunBusyError
+from cluster.errors import ResourcesError, RunBusyError
 from cluster.guardian import Charge, start_guardian
 from cluster.lease import Lease, forget, hold
 from cluster.preflight import check_cluster
@@ -34,6 +35,12 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan, TrainingLedger
 from data_pipeline.publish import write_atomically
 from data_pipeline.skip_ledger import SkipLedger
+
+_T = TypeVar("_T")
+_JOB = "job"
+"""Key in run.json: the first submission of the chain of jobs that works on the run."""
+_PATIENCE_SECONDS = 3600.0
+_RETRY_SECONDS = 15.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,29 +91,36 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
         data_pipeline.errors.DataError: The data cannot be used.
     """
     directory = Path(config.storage) / config.name
+    say = _teller(listener)
     plan = _open_plan(config)
     prepare_storage(Path(config.storage))
-    newest = None if launch.fresh else _check_continuation(config, plan, directory)
+    fresh = launch.fresh and not _was_begun_by(launch.job, directory)
+    newest = None if fresh else _check_continuation(config, plan, directory)
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
         check_reachable(launch.wandb_server)  # asked for by name; a run that has begun spools instead
     directory.mkdir(exist_ok=True)
     try:
         with ExitStack() as held:
-            lease = held.enter_context(hold(directory, job=_job_id(launch), say=_teller(listener)))
+            cluster = _join(launch, directory, held, say) if launch.job else None
+            lease = _patiently(
+                launch.job, say, lambda: held.enter_context(hold(directory, job=_job_id(launch), say=say))
+            )
             if newest is not None and newest.step >= config.train.max_steps:
                 events = EventsLog(directory, clock=time.time)
                 if events.last() != "finished":
                     events.write("finished", step=newest.step)
                 return _outcome(directory, plan, newest.step, "finished", trained_now=False)
-            listener({"type": "phase", "text": "joining the cluster" if launch.ray_address else "starting Ray"})
-            cluster = held.enter_context(connect(launch.ray_address))
+            cluster = cluster or _join(launch, directory, held, say)
             fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
-            gpus_per_worker = check_cluster(config, cluster, fingerprints, _teller(listener))
-            if launch.fresh and RunDirectory(directory).exists():
-                listener({"type": "phase", "text": f"set the old run aside as {set_aside(directory)}"})
-                directory.mkdir()
-                lease = held.enter_context(hold(directory, job=_job_id(launch)))
-            _guard(launch, cluster, directory, listener)
+            device = newest.manifest.run["layout"]["device"] if newest and newest.manifest else None
+            gpus_per_worker = _patiently(
+                launch.job, say, lambda: check_cluster(config, cluster, fingerprints, device_so_far=device, say=say)
+            )
+            if fresh and RunDirectory(directory).exists():
+                lease.pause()
+                say(f"set the old run aside as {set_aside(directory)}")
+                directory.mkdir(exist_ok=True)
+                lease = held.enter_context(hold(directory, job=_job_id(launch), above=lease.token))
             return _train(config, launch, plan, lease, listener, gpus_per_worker)
     finally:
         _forget_unbegun(directory)
@@ -119,6 +133,8 @@ def _train(
     directory = Path(config.storage) / config.name
     record = RunDirectory(directory)
     record.create(config, launch.resolved_yaml)
+    if launch.job is not None:
+        record.update({_JOB: launch.job.origin})
     _keep_tokenizer(config, directory)
     events = EventsLog(directory, clock=time.time)
     tracking = _tracking(config, launch, record)
@@ -132,9 +148,9 @@ def _train(
     )
     try:
         result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
-    except RunBusyError:
-        raise  # the record is another driver's now
+        lease.check()
     except BaseException as error:
+        lease.check()  # if another driver has the run by now, the record is his, and that is what there is to say
         events.write("failed", reason=str(error) or type(error).__name__)
         if isinstance(error, Exception):  # a person at the keyboard does not wait for W&B
             announce_failure(tracking, directory, str(error))
@@ -144,6 +160,41 @@ def _train(
     outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
     record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
     return outcome
+
+
+def _was_begun_by(job: Submission | None, directory: Path) -> bool:
+    """Whether the run in the directory was begun by this job, before its driver died."""
+    record = RunDirectory(directory)
+    return job is not None and record.exists() and record.facts().get(_JOB) == job.origin
+
+
+def _join(launch: Launch, directory: Path, held: ExitStack, say: Callable[[str], None]) -> Cluster:
+    """Join the cluster or start one; inside a Ray job, have a guardian submit it again should this driver die."""
+    say("joining the cluster" if launch.ray_address else "starting Ray")
+    cluster = held.enter_context(connect(launch.ray_address))
+    if launch.job is not None and cluster.dashboard_url is not None:
+        start_guardian(
+            Charge(origin=launch.job.origin, run_directory=str(directory), dashboard_url=cluster.dashboard_url)
+        )
+        say(f"job {launch.job.id} is guarded: should its driver die, it is submitted again")
+    return cluster
+
+
+def _patiently(job: Submission | None, say: Callable[[str], None], attempt: Callable[[], _T]) -> _T:
+    """Attempt something; where a dead driver is replaced, again and again, because what is missing may come back.
+
+    A person who submits a run is told at once what is missing. A successor whose predecessor died with a node waits
+    for nodes, and for the lease of the dead to lapse, as long as a living driver would.
+    """
+    deadline = time.monotonic() + _PATIENCE_SECONDS
+    while True:
+        try:
+            return attempt()
+        except (ResourcesError, RunBusyError) as error:
+            if job is None or job.predecessor is None or time.monotonic() > deadline:
+                raise
+            say(f"waiting: {error}")
+            time.sleep(_RETRY_SECONDS)
 
 
 def _teller(listener: Listener) -> Callable[[str], None]:
@@ -159,14 +210,6 @@ def _job_facts(launch: Launch) -> dict[str, str]:
     if launch.job is None:
         return {}
     return {"job": launch.job.id} | ({"continues_job": launch.job.predecessor} if launch.job.predecessor else {})
-
-
-def _guard(launch: Launch, cluster: Cluster, directory: Path, listener: Listener) -> None:
-    """Inside a Ray job, have a guardian submit it again should this driver die."""
-    if launch.job is None or cluster.dashboard_url is None:
-        return
-    start_guardian(Charge(origin=launch.job.origin, run_directory=str(directory), dashboard_url=cluster.dashboard_url))
-    listener({"type": "phase", "text": f"job {launch.job.id} is guarded: should its driver die, it is submitted again"})
 
 
 def _forget_unbegun(directory: Path) -> None:
@@ -235,7 +278,7 @@ def _outcome(directory: Path, plan: DataPlan, step: int, status: str, *, trained
     validation = {
         row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
     }
-    manifest = find_checkpoint(directory).manifest
+    manifest = find_checkpoint(directory).manifest if list_checkpoints(directory) else None
     skips = SkipLedger.from_json(manifest.run["skip_ledger"]) if manifest is not None else SkipLedger()
     return RunOutcome(
         run_directory=directory,

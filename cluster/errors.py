@@ -42,4 +42,8 @@ class TrackingError(ClusterError):
 
 
 class JobError(ClusterError):
-    """The Ray Jobs API does not answer, refuses, or knows no such job."""
+    """The Ray Jobs API does not answer, or refuses a request."""
+
+
+class JobRefusedError(JobError):
+    """The Ray Jobs API knows no such job or refuses the token: asking again would not help."""

@@ -42,9 +42,6 @@ class Charge:
 class JobsApi(Protocol):
     """The part of Ray's `JobSubmissionClient` that a guardian uses."""
 
-    def get_job_info(self, job_id: str) -> Any:
-        """Details of a submission."""
-
     def list_jobs(self) -> list[Any]:
         """Details of all jobs."""
 
@@ -52,34 +49,45 @@ class JobsApi(Protocol):
         """Submit; returns the submission id."""
 
 
-def watch(api: JobsApi, charge: Charge, *, sleep: Callable[[float], None] = time.sleep) -> str:
+@dataclass
+class Tally:
+    """What a guardian remembers of the deaths so far."""
+
+    progress: int | None = None
+    barren_deaths: int = 0
+    """In a row, without a new checkpoint."""
+
+
+def watch(api: JobsApi, charge: Charge, tally: Tally, *, sleep: Callable[[float], None] = time.sleep) -> str:
     """Look after a chain until it ends.
 
     Args:
         api: The Jobs API.
         charge: The chain.
+        tally: Kept by the caller, so that an interruption of the API changes no count.
         sleep: Waits so many seconds.
 
     Returns:
         Why there is nothing to look after any more.
     """
-    current = chain(api.list_jobs(), charge.origin)[-1].submission_id
-    barren_deaths, last_progress = 0, progress(charge)
     while True:
-        details = api.get_job_info(current)
-        if not details.status.is_terminal():
+        members = chain(api.list_jobs(), charge.origin)
+        if not members:
+            return f"job {charge.origin} was deleted"
+        newest = members[-1]
+        if not newest.status.is_terminal():
             sleep(_POLL_SECONDS)
             continue
-        if not driver_was_killed(details.status.value, details.driver_exit_code):
-            return f"job {current} ended: {details.status.value}"
+        if not driver_was_killed(newest.status.value, newest.driver_exit_code):
+            return f"job {newest.submission_id} ended: {newest.status.value}"
         now = progress(charge)
-        barren_deaths = 1 if now != last_progress else barren_deaths + 1
-        last_progress = now
-        if barren_deaths > _BARREN_DEATHS:
-            return f"job {current}: its driver died {barren_deaths} times in a row without a new checkpoint"
+        tally.barren_deaths = 1 if now != tally.progress else tally.barren_deaths + 1
+        tally.progress = now
+        if tally.barren_deaths > _BARREN_DEATHS:
+            deaths = tally.barren_deaths
+            return f"job {newest.submission_id}: its driver died {deaths} times in a row without a new checkpoint"
         sleep(_PAUSE_SECONDS)
-        newest = chain(api.list_jobs(), charge.origin)[-1].submission_id
-        current = newest if newest != current else _submit_again(api, details, charge.origin)
+        _submit_again(api, newest, charge.origin)
 
 
 def progress(charge: Charge) -> int | None:
@@ -92,10 +100,11 @@ def progress(charge: Charge) -> int | None:
     return step if isinstance(step, int) else None
 
 
-def _submit_again(api: JobsApi, details: Any, origin: str) -> str:
-    number = len(chain(api.list_jobs(), origin))
+def _submit_again(api: JobsApi, details: Any, origin: str) -> None:
+    numbers = [job.submission_id.removeprefix(f"{origin}-again-") for job in api.list_jobs() if job.submission_id]
+    number = max((int(text) for text in numbers if text.isdigit()), default=0) + 1
     metadata = {key: value for key, value in (details.metadata or {}).items() if not key.startswith("job_")}
-    return api.submit_job(
+    api.submit_job(
         entrypoint=details.entrypoint,
         submission_id=f"{origin}-again-{number}",
         runtime_env=details.runtime_env or {},
@@ -121,9 +130,10 @@ class Guardian:
         from ray.job_submission import JobSubmissionClient
 
         os.environ["RAY_API_SERVER_ADDRESS"] = self._charge.dashboard_url  # what else the environment names would win
+        tally = Tally(progress=progress(self._charge))
         while True:
             try:
-                logger.info("%s", watch(JobSubmissionClient(self._charge.dashboard_url), self._charge))
+                logger.info("%s", watch(JobSubmissionClient(self._charge.dashboard_url), self._charge, tally))
             except Exception as error:  # noqa: BLE001 - a Jobs API that does not answer now is asked again
                 logger.warning("the Jobs API does not answer: %s", error)
                 time.sleep(_PAUSE_SECONDS)

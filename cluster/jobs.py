@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.errors import JobError
+from cluster.errors import JobError, JobRefusedError
 from cluster.submission import ORIGIN, PREDECESSOR, RUN, VERB, chain, driver_was_killed
 
 logger = logging.getLogger(__name__)
@@ -145,17 +145,26 @@ class Jobs:
         return sorted(found, key=lambda job: job.start_unix_seconds or 0.0)
 
     def get(self, reference: str) -> Job:
-        """A job by its submission id, or the newest job of a run by the run's name.
+        """A job by its submission id, or by the name of its run: the one that is at work, else the newest.
 
         Raises:
-            JobError: There is none.
+            JobRefusedError: There is none, or several of that name are at work.
         """
         known = self.all()
-        for job in reversed(known):
-            if reference in (job.id, job.run):
+        for job in known:
+            if job.id == reference:
                 return job
+        of_run = [job for job in known if job.run == reference]
+        at_work = [job for job in of_run if not job.ended]
+        if len(at_work) > 1:
+            raise JobRefusedError(
+                f"several jobs on {self.address} work on a run called {reference!r}: "
+                f"{', '.join(job.id for job in at_work)}. Name one of them."
+            )
+        if of_run:
+            return at_work[0] if at_work else of_run[-1]
         names = ", ".join(job.id for job in known[-5:]) or "none at all"
-        raise JobError(
+        raise JobRefusedError(
             f"there is no job {reference!r} on {self.address}: no submission id and no name of a run. The newest jobs "
             f"there: {names}. `longhaul jobs list` shows all."
         )
@@ -172,10 +181,14 @@ class Jobs:
             text: str = self._client.get_job_logs(job.id)
         return text
 
-    def stop(self, job: Job) -> None:
-        """Ask a job's driver to stop; it is killed when its time of grace is over."""
+    def stop(self, job: Job) -> bool:
+        """Ask a job's driver to stop; it is killed when its time of grace is over.
+
+        Returns:
+            Whether there was a driver to be asked.
+        """
         with self._explained():
-            self._client.stop_job(job.id)
+            return bool(self._client.stop_job(job.id))
 
     def follow(self, job: Job, write: Callable[[str], None], say: Callable[[str], None]) -> Job:
         """Write a job's output as it comes, until the job and every job that continues it has ended.
@@ -189,7 +202,10 @@ class Jobs:
             The last job of the chain, ended.
         """
         while True:
-            job = self._follow_one(job, write, say)
+            try:
+                job = self._follow_one(job, write, say)
+            except _WriteError as error:
+                raise error.reason from None
             if not job.driver_was_killed:
                 return job
             say(f"the driver of job {job.id} was killed (exit code {job.exit_code}); waiting for its guardian")
@@ -223,6 +239,8 @@ class Jobs:
                     output.take(self.logs(job), 0)  # with what was printed after the connection's last message
                     return job
                 pause = _POLL_SECONDS
+            except (JobRefusedError, _WriteError):
+                raise
             except lost as error:
                 say(f"the connection to {self.address} was lost ({_first_line(str(error))}); the job goes on")
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
@@ -246,7 +264,17 @@ class Jobs:
         try:
             yield
         except _connection_errors() as error:
-            raise JobError(_explanation(self.address, str(error))) from error
+            text = str(error)
+            refused = any(f"status code {code}" in text for code in (401, 403, 404)) or "authentication token" in text
+            raise (JobRefusedError if refused else JobError)(_explanation(self.address, text)) from error
+
+
+class _WriteError(Exception):
+    """The output of this command cannot be written."""
+
+    def __init__(self, reason: OSError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
 
 
 class _Output:
@@ -260,25 +288,29 @@ class _Output:
         """Take the part of the log that begins at character `start`."""
         new = text[max(0, self._written - start) :]
         if new:
-            self._write(new)
+            try:
+                self._write(new)
+            except OSError as error:  # ours, not the connection's: whoever read our output has gone
+                raise _WriteError(error) from error
             self._written += len(new)
 
 
 def _connection_errors() -> tuple[type[Exception], ...]:
     import aiohttp
     import requests
+    from ray.exceptions import RayError
 
-    return (RuntimeError, ConnectionError, requests.exceptions.RequestException, aiohttp.ClientError, OSError)
+    return (RuntimeError, ValueError, OSError, RayError, requests.exceptions.RequestException, aiohttp.ClientError)
 
 
 def _explanation(address: str, text: str) -> str:
-    if any(mark in text for mark in ("401", "403", "nauthorized", "orbidden", "authentication token")):
+    if any(mark in text for mark in ("status code 401", "status code 403", "authentication token")):
         return (
             f"the cluster at {address} asks for a token, and did not accept this command's: {_first_line(text)}. Put "
             "the cluster's token into ~/.ray/auth_token (or name its file in RAY_AUTH_TOKEN_PATH) and set "
             "RAY_AUTH_MODE=token."
         )
-    if "413" in text:
+    if "status code 413" in text:
         return f"the cluster at {address} refuses the working directory as too large: {_first_line(text)}."
     if "onnect" in text:
         return (

@@ -94,10 +94,14 @@ class Lease:
                 "changes nothing more; the run goes on there."
             )
 
-    def release(self) -> None:
-        """Give the run back."""
+    def pause(self) -> None:
+        """Renew no longer, so that the directory can be moved; the lease lapses unless it is taken again soon."""
         self._ended.set()
         self._thread.join()
+
+    def release(self) -> None:
+        """Give the run back."""
+        self.pause()
         if not self._lost.is_set() and holds(self._run_directory, self.holder):
             with contextlib.suppress(OSError):
                 self._write(released=True)
@@ -125,6 +129,7 @@ def hold(
     job: str | None = None,
     say: Callable[[str], None] = logger.info,
     expiry_seconds: float = EXPIRY_SECONDS,
+    above: int = 0,
 ) -> Iterator[Lease]:
     """Hold a run against every other driver while the block runs.
 
@@ -133,11 +138,12 @@ def hold(
         job: This driver's submission id, for the messages of others.
         say: Told that a holder on another machine is being watched, which takes a while.
         expiry_seconds: How long a silent holder is watched.
+        above: The new token is higher than this; for a directory that takes the place of one that was held.
 
     Raises:
         RunBusyError: Another driver holds it and lives.
     """
-    lease = Lease(run_directory, _take(run_directory, job, say, expiry_seconds))
+    lease = Lease(run_directory, _take(run_directory, job, say, expiry_seconds, above))
     try:
         yield lease
     finally:
@@ -167,9 +173,9 @@ def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> 
     while time.monotonic() < deadline:
         time.sleep(_WATCH_SECONDS)
         now = newest_record(run_directory)
-        if now is None or now.released:
+        if now is not None and now.released:
             return None
-        if now != record:
+        if now not in (None, record):  # none: the directory is being set aside by its holder
             return now
     return None
 
@@ -184,7 +190,9 @@ def forget(run_directory: Path) -> None:
         (run_directory / _DIRECTORY).rmdir()
 
 
-def _take(run_directory: Path, job: str | None, say: Callable[[str], None], expiry_seconds: float) -> LeaseRecord:
+def _take(
+    run_directory: Path, job: str | None, say: Callable[[str], None], expiry_seconds: float, above: int
+) -> LeaseRecord:
     while True:
         before = newest_record(run_directory)
         if before is not None and not before.released and before.place != _place():
@@ -195,7 +203,7 @@ def _take(run_directory: Path, job: str | None, say: Callable[[str], None], expi
                 "record. Wait for it, stop it, or give this run another name."
             )
         record = LeaseRecord(
-            token=(before.token if before else 0) + 1,
+            token=max(above, before.token if before else 0) + 1,
             holder=secrets.token_hex(8),
             place=_place(),
             process=os.getpid(),
@@ -217,7 +225,7 @@ def _take(run_directory: Path, job: str | None, say: Callable[[str], None], expi
 def _create(run_directory: Path, record: LeaseRecord) -> bool:
     """Create the file of a token; False where another driver was first."""
     path = _file(run_directory, record.token)
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         with path.open("xb") as file:
             file.write(json.dumps(asdict(record), indent=1).encode())

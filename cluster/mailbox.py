@@ -19,10 +19,7 @@ class Mailbox:
         self._messages: list[dict[str, Any]] = []
         self._stop = False
         self._wandb_key: str | None = None
-
-    def keep_wandb_key(self, key: str | None) -> None:
-        """Keep the W&B API key in memory: Ray shows and stores what jobs, trainers and new actors are told."""
-        self._wandb_key = key
+        self._failures = 0
 
     def wandb_key(self) -> str | None:
         """The W&B API key."""
@@ -31,15 +28,22 @@ class Mailbox:
     def post(self, message: dict[str, Any]) -> None:
         """Add a message."""
         self._messages.append(message)
+        if message.get("event") == "checkpoint_saved":
+            self._failures = 0
 
-    def drain(self) -> list[dict[str, Any]]:
-        """Take all messages, oldest first."""
+    def exchange(self, stop: bool, wandb_key: str | None) -> list[dict[str, Any]]:
+        """Take all messages, oldest first, and say again what the driver wants, in case this actor was restarted.
+
+        The W&B key is kept in memory here alone: Ray shows and stores what jobs, trainers and new actors are told.
+        """
+        self._stop, self._wandb_key = stop, wandb_key
         messages, self._messages = self._messages, []
         return messages
 
-    def request_stop(self) -> None:
-        """Ask the workers to save and end."""
-        self._stop = True
+    def may_retry(self, max_failures: int) -> bool:
+        """Count a failure; whether the run may go on after it, a checkpoint since the last ones making up for them."""
+        self._failures += 1
+        return max_failures < 0 or self._failures <= max_failures
 
     def stop_requested(self) -> bool:
         """Whether the driver asked for that."""
@@ -47,9 +51,13 @@ class Mailbox:
 
 
 def start_mailbox() -> Any:
-    """Start the actor on the driver's node, with which it lives and dies; it takes no CPU of the run's."""
+    """Start the actor on the driver's node, with which it lives and dies; it takes no CPU of the run's.
+
+    Should its process die alone, Ray starts it again; messages that it held are lost, the record is not.
+    """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ray.remote(num_cpus=0, scheduling_strategy=here)(Mailbox).remote()
+    options = {"num_cpus": 0, "max_restarts": -1, "max_task_retries": -1, "scheduling_strategy": here}
+    return ray.remote(Mailbox).options(**options).remote()
 
 
 class MailboxLink:

@@ -36,7 +36,12 @@ class NodeAnswer:
 
 
 def check_cluster(
-    config: RunConfig, cluster: Cluster, fingerprints: Mapping[str, str], say: Callable[[str], None]
+    config: RunConfig,
+    cluster: Cluster,
+    fingerprints: Mapping[str, str],
+    *,
+    device_so_far: str | None,
+    say: Callable[[str], None],
 ) -> int:
     """Check all that can be checked before workers start.
 
@@ -44,6 +49,7 @@ def check_cluster(
         config: The run; paths absolute.
         cluster: The connection.
         fingerprints: Of the run's datasets, by path, as the driver sees them.
+        device_so_far: `cpu` or `cuda`, what the run's newest checkpoint was computed on; None for a new run.
         say: Told what is resolved and what takes a while.
 
     Returns:
@@ -56,7 +62,7 @@ def check_cluster(
         DatasetError: A node lacks a dataset or has another one.
     """
     nodes = live_nodes()
-    gpus_per_worker = resolve_gpus(config.resources, nodes, say)
+    gpus_per_worker = resolve_gpus(config.resources, nodes, device_so_far, say)
     check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=config.resources.workers)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
@@ -64,14 +70,21 @@ def check_cluster(
     return gpus_per_worker
 
 
-def resolve_gpus(wanted: ResourcesConfig, nodes: list[Node], say: Callable[[str], None]) -> int:
+def resolve_gpus(
+    wanted: ResourcesConfig, nodes: list[Node], device_so_far: str | None, say: Callable[[str], None]
+) -> int:
     """Resolve `gpus_per_worker` and make sure that the workers fit.
 
     Raises:
-        ResourcesError: They do not.
+        ResourcesError: They do not, or `auto` would move a run from GPUs to CPUs.
     """
     gpus = sum(node.gpus for node in nodes)
     per_worker: int
+    if wanted.gpus_per_worker == "auto" and not gpus and device_so_far == "cuda":
+        raise ResourcesError(
+            f"the run computed on GPUs so far, and none of the {len(nodes)} live nodes has one. Add nodes with GPUs, "
+            "or say resources.gpus_per_worker=0 to go on on CPUs."
+        )
     if wanted.gpus_per_worker == "auto":
         per_worker = 1 if gpus else 0
         say(
@@ -106,7 +119,7 @@ def _check_nodes(storage: Path, fingerprints: Mapping[str, str], nodes: list[Nod
 
 def _ask(nodes: list[Node], storage: Path, mark: str, fingerprints: Mapping[str, str]) -> list[NodeAnswer]:
     import ray
-    from ray.exceptions import GetTimeoutError, RayTaskError, RuntimeEnvSetupError
+    from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def ask(node: Node) -> Any:
@@ -123,7 +136,7 @@ def _ask(nodes: list[Node], storage: Path, mark: str, fingerprints: Mapping[str,
                 f"{node.description} did not answer within {_ANSWER_SECONDS:.0f} s: its raylet is alive, but starts no "
                 "process. Look into its Ray logs, or take the node out of the cluster."
             ) from error
-        except (RayTaskError, RuntimeEnvSetupError) as error:
+        except RayError as error:
             last = [line for line in str(error).splitlines() if line.strip()][-1].strip()
             raise ResourcesError(
                 f"{node.description} cannot run this code: {last}. Every node needs the dependencies of Longhaul, and "

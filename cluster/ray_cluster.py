@@ -128,6 +128,20 @@ def room_for_workers(nodes: list[Node], *, cpus_per_worker: int, gpus_per_worker
     )
 
 
+def free_placement_groups() -> None:
+    """Free what a controller that died had reserved on a private cluster, where all reservations were its own.
+
+    Ray's own cleaner does it where there is a dashboard to ask.
+    """
+    from ray._raylet import PlacementGroupID
+    from ray.util import placement_group_table, remove_placement_group
+    from ray.util.placement_group import PlacementGroup
+
+    for identity, facts in placement_group_table().items():
+        if facts["state"] != "REMOVED":
+            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(identity))))
+
+
 def _url(address: str | None) -> str | None:
     return None if not address else address if "://" in address else f"http://{address}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import shutil
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.errors import ClusterError, TrainingFailedError
+from cluster.errors import TrainingFailedError
 from cluster.lease import Lease
-from cluster.ray_cluster import live_nodes, room_for_workers
+from cluster.ray_cluster import free_placement_groups, live_nodes, room_for_workers
 from cluster.record import EventsLog
+from cluster.run_directory import PUBLISHED_STEP, RunDirectory
 from cluster.wandb_mirror import TrackingSettings
 
 Listener = Callable[[dict[str, Any]], None]
@@ -76,7 +78,6 @@ class _Session:
         self._desk = desk
         self._listener = desk.listener
         self._mailbox = start_mailbox()
-        self._mailbox.keep_wandb_key.remote(desk.tracking.api_key)
         self._last_message = time.monotonic()
         self._next_room_check = 0.0
         self._result: dict[str, Any] | None = None
@@ -84,29 +85,49 @@ class _Session:
         self._fatal: str | None = None
         self._fatal_since: float | None = None
         self._stop_asked: float | None = None
-        self._stop_passed_on = False
+        self._stop_told = False
         self._end_asked = False
+        self._training = False
 
     def run(self, gpus_per_worker: int) -> dict[str, Any]:
-        self._listener({"type": "phase", "text": "starting workers"})
-        thread = threading.Thread(target=self._fit, args=(gpus_per_worker,), name="ray-train", daemon=True)
         with self._signals():
-            thread.start()
-            while thread.is_alive() and not self._gave_up():
-                thread.join(_POLL_SECONDS)
-                self._handle_messages()
-                self._obey_signals()
-                self._watch_room(gpus_per_worker)
-        self._handle_messages()
+            while not self._ended(gpus_per_worker):
+                self._listener({"type": "phase", "text": "Ray's controller was lost: starting workers anew"})
         if self._fatal is not None:
-            raise ClusterError(self._fatal)
+            raise TrainingFailedError(self._fatal)
         if self._error is not None:
-            raise TrainingFailedError(_explain(self._error, self._config)) from self._error
+            raise TrainingFailedError(_explain(self._error)) from self._error
         assert self._result is not None
         return self._result
 
+    def _ended(self, gpus_per_worker: int) -> bool:
+        """Train until Ray Train ends; False where only its controller was lost, so that the run goes on."""
+        import ray
+        from ray.exceptions import RayActorError
+
+        self._listener({"type": "phase", "text": "starting workers"})
+        self._error = None
+        thread = threading.Thread(target=self._fit, args=(gpus_per_worker,), name="ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._gave_up():
+            thread.join(_POLL_SECONDS)
+            self._handle_messages()
+            self._obey_signals()
+            self._watch_room(gpus_per_worker)
+            if self._stop_asked is not None and not self._training:  # nothing was learned since the last checkpoint
+                self._result = {"step": self._published_step(), "finished": False}
+                return True
+        self._handle_messages()
+        if self._fatal is not None or not isinstance(self._error, RayActorError):
+            return True
+        self._desk.lease.check()
+        self._write_event({"event": "worker_lost", "causes": {"controller": "Ray Train's controller died"}})
+        if self._desk.private_cluster:
+            free_placement_groups()
+        return not ray.get(self._mailbox.may_retry.remote(self._config.resources.max_failures))
+
     def _fit(self, gpus_per_worker: int) -> None:
-        scratch = Path(self._config.storage) / self._config.name / ".ray"
+        scratch = self._run_directory / ".ray"
         name = f"driver-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             from cluster.ray_worker import WorkerOrder, fit
@@ -117,22 +138,19 @@ class _Session:
                 mailbox=self._mailbox,
                 holder=self._desk.lease.holder,
             )
-            self._result = fit(
-                order,
-                gpus_per_worker=gpus_per_worker,
-                name=name,
-                scratch=scratch,
-                private_cluster=self._desk.private_cluster,
-            )
+            self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
         except Exception as error:  # noqa: BLE001 - raised in the main thread, with the story told
             self._error = error
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            shutil.rmtree(scratch / name, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                scratch.rmdir()  # unless another driver's notes lie there
 
     def _handle_messages(self) -> None:
         import ray
 
-        for message in ray.get(self._mailbox.drain.remote()):
+        stop = self._stop_asked is not None
+        for message in ray.get(self._mailbox.exchange.remote(stop, self._desk.tracking.api_key)):
             self._last_message = time.monotonic()
             kind = message["type"]
             if kind == "fatal":
@@ -140,22 +158,31 @@ class _Session:
                 self._fatal_since = self._fatal_since or time.monotonic()
                 continue
             if kind == "event":
-                self._desk.lease.check()
-                details = {key: value for key, value in message.items() if key not in ("type", "event")}
-                if message["event"] in _BEGINNINGS:
-                    details |= self._desk.job
-                message = {"type": "event", **self._desk.events.write(message["event"], **details)}
-            self._listener(message)
+                self._write_event(message)
+            else:
+                self._listener(message)
+
+    def _write_event(self, message: dict[str, Any]) -> None:
+        """Put an event of a worker into the record, if the run is still ours, and pass it on."""
+        self._desk.lease.check()
+        name = message["event"]
+        details = {key: value for key, value in message.items() if key not in ("type", "event")}
+        if name in _BEGINNINGS:
+            self._training = True
+            details |= self._desk.job
+        elif name == "worker_lost":
+            self._training = False
+        self._listener({"type": "event", **self._desk.events.write(name, **details)})
 
     def _obey_signals(self) -> None:
         if self._end_asked:
             text = "ending at once; the same command continues from the last checkpoint, if there is one"
             self._listener({"type": "phase", "text": text})
             raise KeyboardInterrupt
-        if self._stop_asked is not None and not self._stop_passed_on:
-            self._stop_passed_on = True
-            self._mailbox.request_stop.remote()
-            self._listener({"type": "phase", "text": "stopping: saving a checkpoint (again to end at once)"})
+        if self._stop_asked is not None and not self._stop_told:
+            self._stop_told = True
+            doing = "saving a checkpoint (again to end at once)" if self._training else "nothing new is to be saved"
+            self._listener({"type": "phase", "text": f"stopping: {doing}"})
 
     def _watch_room(self, gpus_per_worker: int) -> None:
         """Check the lease and, where workers were lost and none came back, say what the run waits for."""
@@ -177,6 +204,14 @@ class _Session:
                     f"live nodes have room for {room}",
                 }
             )
+
+    @property
+    def _run_directory(self) -> Path:
+        return Path(self._config.storage) / self._config.name
+
+    def _published_step(self) -> int:
+        """Step of the run's last checkpoint; 0 where there is none."""
+        return int(RunDirectory(self._run_directory).facts().get(PUBLISHED_STEP, 0))
 
     def _gave_up(self) -> bool:
         """Whether the workers were told of an error that ends the run, and Ray Train still has not ended."""
@@ -206,12 +241,8 @@ class _Session:
                 signal.signal(number, handler)
 
 
-def _explain(error: Exception, config: RunConfig) -> str:
-    failures = getattr(error, "worker_failures", None) or {}
-    if failures:
-        lines = [f"workers failed more often than resources.max_failures = {config.resources.max_failures} allows."]
-        lines += [f"rank {rank}: {failure}" for rank, failure in sorted(failures.items())]
-    else:
-        lines = [f"Ray Train could not go on: {error}"]
-    lines.append("Checkpoints up to the last saved one are whole; the same command continues from there.")
-    return "\n".join(lines)
+def _explain(error: Exception) -> str:
+    return (
+        f"Ray Train could not go on: {error}\n"
+        "Checkpoints up to the last saved one are whole; the same command continues from there."
+    )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -54,18 +55,23 @@ class NotRetriedError(ClusterError):
 class LossReporter(UserCallback):  # type: ignore[misc]
     """Tells the driver which workers were lost; runs in Ray's controller."""
 
-    def __init__(self, mailbox: Any) -> None:
+    def __init__(self, mailbox: Any, max_failures: int) -> None:
         self._mailbox = mailbox
+        self._max_failures = max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Post one event for a failure of the worker group, or end the controller where a retry would be in vain.
 
-        Ray offers no way to end a run from here; without its controller it ends at once, and `fit` returns.
+        Ray counts failures over the whole life of a controller, which a long run outlives; here they count since the
+        last checkpoint. Ray offers no way to end a run from here; without its controller it ends at once.
         """
         if any(isinstance(error, NotRetriedError) for error in worker_exceptions.values()):
             os._exit(1)
         causes = {str(rank): _cause(error) for rank, error in sorted(worker_exceptions.items())}
-        self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes})
+        ray.get(self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes}))
+        if not ray.get(self._mailbox.may_retry.remote(self._max_failures)):
+            ray.get(self._mailbox.post.remote({"type": "fatal", "text": exhausted(self._max_failures, causes)}))
+            os._exit(1)
 
 
 @dataclass
@@ -89,16 +95,10 @@ class _InterfaceBackend(_TorchBackend):  # type: ignore[misc]
 
 
 class LeanTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
-    """A TorchTrainer that starts no actors for what we do not use, four seconds of every start on two cores."""
-
-    def __init__(self, *, private_cluster: bool, **arguments: Any) -> None:
-        self._unused = {"DatasetsCallback"}  # our batches do not come from Ray Data
-        if private_cluster:
-            self._unused.add("PlacementGroupCleanerCallback")  # the cluster ends with the command, and they with it
-        super().__init__(**arguments)
+    """A TorchTrainer without Ray Data's manager: our batches come from elsewhere, and it takes seconds to start."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ not in self._unused]
+        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
 
 
 def use_interface_of_node() -> None:
@@ -109,7 +109,7 @@ def use_interface_of_node() -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path, private_cluster: bool) -> dict[str, Any]:
+def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -> dict[str, Any]:
     """Run the training on Ray Train workers until it ends, replacing lost ones.
 
     Args:
@@ -117,21 +117,19 @@ def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path, p
         gpus_per_worker: 0 or 1.
         name: Unique per driver, so that Ray never continues anything of its own accord.
         scratch: Directory that all nodes see, for Ray's own notes.
-        private_cluster: The cluster ends with this command.
 
     Returns:
         Rank 0's result: step and finished.
 
     Raises:
-        ray.train.TrainingFailedError: Workers failed more often than the run allows.
+        ray.exceptions.RayActorError: The controller died, or ended itself because the run is given up.
     """
     resources = order.config.resources
     per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
     if gpus_per_worker:
         per_worker["GPU"] = gpus_per_worker
     trainer = LeanTrainer(
-        private_cluster=private_cluster,
-        train_loop_per_worker=train_worker,
+        train_worker,
         train_loop_config={"order": order},
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=per_worker
@@ -142,8 +140,8 @@ def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path, p
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(scratch),
-            failure_config=FailureConfig(max_failures=resources.max_failures, controller_failure_limit=_WAITS_FOR_ROOM),
-            callbacks=[LossReporter(order.mailbox)],
+            failure_config=FailureConfig(max_failures=-1, controller_failure_limit=_WAITS_FOR_ROOM),
+            callbacks=[LossReporter(order.mailbox, resources.max_failures)],
         ),
     )
     result: dict[str, Any] = trainer.fit().return_value
@@ -195,6 +193,15 @@ def _topology(config: RunConfig) -> Topology:
         world_size=context.get_world_size(),
         device=str(device),
         threads=config.resources.cpus_per_worker,
+    )
+
+
+def exhausted(max_failures: int, causes: Mapping[str, str]) -> str:
+    """Why a run is given up."""
+    ranks = "\n".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
+    return (
+        f"workers failed more often than resources.max_failures = {max_failures} allows without a new checkpoint.\n"
+        f"{ranks}\nCheckpoints up to the last saved one are whole; the same command continues from there."
     )
 
 

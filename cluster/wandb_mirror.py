@@ -162,8 +162,8 @@ class WandbMirror:
         view.show_events(read_lines(self._directory / EVENTS_NAME))
         closing = False
         while not closing:
+            self._news.clear()  # before the question: a wish to close that comes between the two wakes us again
             closing = self._closing.is_set()  # asked before the last look, so that no line is missed
-            self._news.clear()
             view.take([*metrics.read(), *samples.read()])
             if not closing:
                 self._news.wait()

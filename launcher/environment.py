@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import netrc
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
@@ -108,9 +109,13 @@ def jobs_address(given: str | None, environment: Mapping[str, str] = os.environ)
     """Address of the cluster that jobs are submitted to.
 
     Raises:
-        UsageError: None was named: Ray would take any cluster that it finds on this machine.
+        UsageError: None was named, so that Ray would take any cluster that it finds on this machine; or it is no URL.
     """
-    address = given or environment.get("RAY_API_SERVER_ADDRESS") or environment.get("RAY_ADDRESS")
+    address = given or environment.get("RAY_API_SERVER_ADDRESS")
+    if address and not re.fullmatch(r"https?://[^/?#\s]+/?", address):
+        raise UsageError(
+            f"'{address}' is no address of a Jobs API: that is the URL of the head's dashboard, as in http://head:8265."
+        )
     if not address:
         raise UsageError(
             "no cluster was named. Give --address http://HEAD:8265, or set RAY_API_SERVER_ADDRESS: the address of the "
@@ -120,9 +125,9 @@ def jobs_address(given: str | None, environment: Mapping[str, str] = os.environ)
 
 
 def _require_absolute(key: str, path: str) -> None:
-    if not Path(path).expanduser().is_absolute() and not is_sample(path):
+    if not Path(path).is_absolute() and not is_sample(path):
         raise ConfigError(
-            f"{key} is '{path}', a relative path: inside a Ray job it would lie in the job's working directory, which "
+            f"{key} is '{path}', no absolute path: inside a Ray job it would lie in the job's working directory, which "
             f"is deleted with the job. Give an absolute path that every node sees: {key}=/shared/..."
         )
 

@@ -92,7 +92,7 @@ def _write_report(run_directory: Path) -> Path | None:
         return None
     try:
         return write_report(run_directory)
-    except OSError as error:
+    except Exception as error:  # noqa: BLE001 - whatever it is, the run and its own error come first
         logger.warning("the report of %s could not be written: %s", run_directory, error)
         return None
 

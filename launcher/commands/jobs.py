@@ -12,6 +12,8 @@ from launcher.commands.arguments import Address, AsJson, examples, print_json
 if TYPE_CHECKING:
     from cluster.jobs import Job, Jobs
 
+_POLL_SECONDS = 1.0
+
 app = typer.Typer(help="List, watch and stop the jobs of a Ray cluster.", no_args_is_help=True)
 
 JobName = Annotated[
@@ -95,30 +97,41 @@ def stop(
 
     jobs = _jobs(address)
     found = jobs.newest_of_chain(jobs.get(job))
-    console = messages()
-    if found.driver_was_killed:
-        console.print(f"the driver of job {found.id} was killed; waiting for its guardian to submit it again")
-        found = jobs.successor(found) or found
-    if found.ended:
+    if found.ended and not found.driver_was_killed:
         typer.echo(f"job {found.id} had ended before: {_state(found)}")
         return
-    jobs.stop(found)
-    if not wait:
-        typer.echo(f"job {found.id} was told to stop")
-        return
+    console = messages()
     text = f"job {found.id} saves its state and stops"
     if is_interactive(console):
         with console.status(text):
-            found = _wait_for_end(jobs, found)
+            found = _stop(jobs, found, wait=wait)
     else:
         console.print(text)
-        found = _wait_for_end(jobs, found)
-    typer.echo(f"job {found.id}: {_state(found)}")
+        found = _stop(jobs, found, wait=wait)
+    typer.echo(f"job {found.id}: {_state(found) if found.ended else 'told to stop'}")
+    if found.driver_was_killed:
+        raise typer.Exit(1)
+
+
+def _stop(jobs: Jobs, job: Job, *, wait: bool) -> Job:
+    """Stop the newest of a job's chain, also when its driver dies in this moment and a guardian replaces it."""
+    while True:
+        if not job.ended:
+            told = jobs.stop(job)
+            if told and not wait:
+                return job
+            job = _wait_for_end(jobs, job) if told else jobs.get(job.id)
+        if job.ended:
+            successor = jobs.successor(job) if job.driver_was_killed else None
+            if successor is None:
+                return job
+            job = successor
+        time.sleep(_POLL_SECONDS)
 
 
 def _wait_for_end(jobs: Jobs, job: Job) -> Job:
     while not job.ended:
-        time.sleep(1.0)
+        time.sleep(_POLL_SECONDS)
         job = jobs.get(job.id)
     return job
 

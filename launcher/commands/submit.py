@@ -79,6 +79,7 @@ def data(
 def _submit(
     verb: str, name: str, config_yaml: str, address: str | None, detach: bool, fresh: bool, stop_grace: int
 ) -> None:
+    import re
     import secrets
     import tempfile
     from pathlib import Path
@@ -101,7 +102,7 @@ def _submit(
         )
         job = jobs.submit(
             f"exec python -m launcher {verb} ./{CONFIG_NAME}{' --fresh' if fresh else ''}",
-            submission_id=f"longhaul-{name}-{secrets.token_hex(3)}",
+            submission_id=f"longhaul-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{secrets.token_hex(3)}",
             working_directory=directory,
             metadata={RUN: name, VERB: verb},
             stop_grace_seconds=stop_grace,

@@ -52,15 +52,20 @@ def descendants(pid: int) -> list[int]:
 
 def training_workers(pid: int) -> list[int]:
     """Process ids of the Ray Train workers of a command."""
-    workers = []
+    return actors(pid, "RayTrainWorker")
+
+
+def actors(pid: int, name: str) -> list[int]:
+    """Process ids of a command's Ray actors of a class."""
+    found = []
     for child in descendants(pid):
         try:
             title = Path(f"/proc/{child}/cmdline").read_bytes()
         except OSError:
             continue
-        if b"RayTrainWorker" in title:
-            workers.append(child)
-    return workers
+        if f"ray::{name}".encode() in title:
+            found.append(child)
+    return found
 
 
 def wait_until(condition: Callable[[], object], process: subprocess.Popen[bytes], timeout_seconds: float = 180) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.driver import Launch, RunOutcome, run_training
 from cluster.engines import torch_engine
-from cluster.errors import ResourcesError, RunBusyError, RunRefusedError, StorageError, TrackingError
+from cluster.errors import (
+    ResourcesError,
+    RunBusyError,
+    RunRefusedError,
+    StorageError,
+    TrackingError,
+    TrainingFailedError,
+)
 from cluster.inference import evaluate_dataset, load_run
-from cluster.lease import hold
+from cluster.lease import hold, newest_record
 from cluster.ray_cluster import Cluster
 from cluster.ray_session import Desk
 from cluster.record import read_lines
+from cluster.submission import Submission
 from cluster.topology import Topology
 from data_pipeline.errors import OrderError
 
@@ -49,7 +58,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         yield Cluster(attached=address is not None, dashboard_url=None)
 
     monkeypatch.setattr(driver, "connect", nowhere)
-    monkeypatch.setattr(driver, "check_cluster", lambda *_: 0)
+    monkeypatch.setattr(driver, "check_cluster", lambda *_, **__: 0)
     monkeypatch.setattr(driver, "train_on_ray", train_here)
 
 
@@ -136,7 +145,7 @@ def test_second_driver_is_refused(dataset: Path, tmp_path: Path) -> None:
 def test_nothing_is_left_when_the_cluster_is_refused(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: Any) -> int:
+    def refuse(*_: Any, **__: Any) -> int:
         raise ResourcesError("too few nodes")
 
     monkeypatch.setattr(driver, "check_cluster", refuse)
@@ -151,13 +160,52 @@ def test_run_is_not_set_aside_when_fresh_and_the_cluster_is_refused(
     config = tiny_run(tmp_path, dataset)
     command(config)
 
-    def refuse(*_: Any) -> int:
+    def refuse(*_: Any, **__: Any) -> int:
         raise ResourcesError("too few nodes")
 
     monkeypatch.setattr(driver, "check_cluster", refuse)
     with pytest.raises(ResourcesError):
         command(config, fresh=True)
     assert list_checkpoints(tmp_path / "tiny")[-1].step == 12
+
+
+def test_job_that_was_submitted_again_does_not_begin_anew_when_it_was_fresh(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config, fresh=True, job=Submission(id="j", origin="j"))
+    again = Submission(id="j-again-1", origin="j", predecessor="j")
+    assert not command(config, fresh=True, job=again).trained_now  # its predecessor had finished
+    assert command(config, fresh=True, job=Submission(id="k", origin="k")).trained_now
+
+
+def test_successor_of_a_dead_driver_waits_for_what_is_missing(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([ResourcesError("a node is gone"), ResourcesError("still gone"), None])
+
+    def check(*_: Any, **__: Any) -> int:
+        if (error := next(answers)) is not None:
+            raise error
+        return 0
+
+    monkeypatch.setattr(driver, "check_cluster", check)
+    monkeypatch.setattr(driver, "_RETRY_SECONDS", 0.0)
+    again = Submission(id="j-again-1", origin="j", predecessor="j")
+    assert command(tiny_run(tmp_path, dataset), job=again).status == "finished"
+
+
+def test_record_is_left_to_the_driver_that_took_the_run(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
+        other = newest_record(tmp_path / "tiny")
+        path = tmp_path / "tiny" / "lease" / "0000000009.json"
+        path.write_text(json.dumps({**asdict(other), "token": 9, "holder": "another", "place": "elsewhere"}))
+        raise TrainingFailedError("the cluster failed under the run")
+
+    monkeypatch.setattr(driver, "train_on_ray", lose)
+    with pytest.raises(RunBusyError, match=r"taken over by process .* on elsewhere"):
+        command(tiny_run(tmp_path, dataset))
+    assert not (tmp_path / "tiny" / "events.jsonl").exists()
 
 
 def test_attempt_changes_nothing_when_another_driver_took_the_run(dataset: Path, tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from clusters import Cluster, new_cluster
@@ -270,18 +269,28 @@ def test_submission_is_refused_when_the_run_is_held(cluster: Cluster, dataset: P
 
 
 @pytest.mark.slow
-def test_key_of_wandb_is_nowhere_in_clear(cluster: Cluster, jobs: Jobs, dataset: Path, tmp_path: Path) -> None:
+def test_key_of_wandb_reaches_the_run_and_is_nowhere_in_clear(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = new_cluster()
+    (cluster.directory / "home").mkdir()
+    (cluster.directory / "home" / ".netrc").write_text(f"machine api.wandb.ai login user password {SECRET}\n")
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     log = tmp_path / "log"
-    environment = {**cluster.environment, "WANDB_API_KEY": SECRET}
-    arguments = [*settings(tmp_path, dataset), "train.max_steps=20"]
-    follower = start("submit", "pretrain", *arguments, "--address", cluster.url, log=log, environment=environment)
-    assert finish(follower, log) == 0
-    details: list[Any] = [job.model_dump(mode="json") for job in jobs._client.list_jobs()]
-    assert SECRET not in json.dumps(details)
-    for directory in (tmp_path, cluster.directory / "h"):
-        for path in directory.rglob("*"):
-            if path.is_file():
-                assert SECRET.encode() not in path.read_bytes(), path
+    try:
+        cluster.start()
+        arguments = [*settings(tmp_path, dataset), "train.max_steps=20", "wandb.mode=auto"]
+        assert finish(submit(cluster, "pretrain", *arguments, log=log), log) == 0
+        details = [job.model_dump(mode="json") for job in Jobs(cluster.url)._client.list_jobs()]
+        mode = json.loads((tmp_path / "smoke" / "run.json").read_text())["wandb"]["mode"]
+        assert mode == "online"  # the key was found, though nobody answers here
+        assert SECRET not in json.dumps(details)
+        for directory in (tmp_path, cluster.directory / "h"):
+            for path in directory.rglob("*"):
+                if path.is_file():
+                    assert SECRET.encode() not in path.read_bytes(), path
+    finally:
+        cluster.stop()
 
 
 def test_cluster_that_does_not_answer_is_named_with_the_remedy() -> None:

@@ -35,13 +35,18 @@ def test_room_for_workers(nodes: list[Node], cpus_per_worker: int, gpus_per_work
 def test_auto_is_resolved_with_its_reason(gpus: int, resolved: int, reason: str) -> None:
     said: list[str] = []
     wanted = ResourcesConfig(workers=1)
-    assert resolve_gpus(wanted, [node(8, gpus)], said.append) == resolved
+    assert resolve_gpus(wanted, [node(8, gpus)], None, said.append) == resolved
     assert said == [f"resources.gpus_per_worker auto is {resolved}: the cluster has {reason}"]
 
 
 def test_workers_that_do_not_fit_are_refused_with_the_figures() -> None:
     with pytest.raises(ResourcesError, match=r"asks for 9 workers with 1 CPU cores.*room for 4.*CPU cores: 4"):
-        resolve_gpus(ResourcesConfig(workers=9, gpus_per_worker=0), [node(4)], lambda text: None)
+        resolve_gpus(ResourcesConfig(workers=9, gpus_per_worker=0), [node(4)], None, lambda text: None)
+
+
+def test_auto_does_not_move_a_run_from_gpus_to_cpus() -> None:
+    with pytest.raises(ResourcesError, match=r"computed on GPUs so far.*gpus_per_worker=0"):
+        resolve_gpus(ResourcesConfig(workers=1), [node(8)], "cuda", lambda text: None)
 
 
 def test_node_is_accepted_when_it_sees_what_the_driver_sees(dataset: Path, tmp_path: Path) -> None:

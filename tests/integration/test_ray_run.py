@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from processes import finish, kill, start, training_workers, wait_until
+from processes import actors, finish, kill, start, training_workers, wait_until
 from runs import STEPS, assert_wandb_complete, event_rows, events_of, logged_steps, pretrain, record_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
@@ -52,6 +52,31 @@ def test_record_is_equal_when_a_worker_is_killed_and_then_the_command_during_a_s
     resumed = [row for row in event_rows(tmp_path) if row["event"] == "resumed"]
     assert 30 <= resumed[-1]["from_step"] < STEPS  # 30 or 40, or later where a busy machine delayed the kill
     assert json.loads((tmp_path / "smoke" / "run.json").read_bytes())["attempt"] == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actor", ["TrainController", "Mailbox"])
+def test_record_is_equal_when_an_actor_beside_the_workers_is_killed(
+    actor: str, undisturbed: Path, dataset: Path, tmp_path: Path
+) -> None:
+    log = tmp_path / "log"
+    process = start(*pretrain(tmp_path, dataset), log=log)
+    wait_until(lambda: logged_steps(tmp_path) >= 25, process)
+    (victim,) = actors(process.pid, actor)
+    kill(victim)
+    assert finish(process, log) == 0
+    assert record_of(tmp_path) == record_of(undisturbed)
+
+
+@pytest.mark.slow
+def test_command_ends_at_once_when_it_is_stopped_before_the_workers_are_there(dataset: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    process = start(*pretrain(tmp_path, dataset), log=log)
+    wait_until(lambda: "starting workers" in log.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 130
+    assert "The same command continues the run" in log.read_text()
+    assert events_of(tmp_path) == ["stopped"]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster.guardian import Charge, watch
+from cluster.guardian import Charge, Tally, watch
 from cluster.submission import ORIGIN, PREDECESSOR, chain, driver_was_killed
 
 SIGKILL = -9
@@ -40,9 +40,6 @@ class Api:
     def list_jobs(self) -> list[Details]:
         return [*self.jobs, Details("other", JobStatus.RUNNING)]
 
-    def get_job_info(self, job_id: str) -> Details:
-        return next(job for job in self.jobs if job.submission_id == job_id)
-
     def submit_job(self, **arguments: Any) -> str:
         number = len(self.jobs)
         if self.run is not None:
@@ -62,7 +59,7 @@ class Api:
 
 def look_after(api: Api, tmp_path: Path) -> str:
     charge = Charge(origin="first", run_directory=str(tmp_path), dashboard_url="unused")
-    return watch(api, charge, sleep=lambda seconds: None)
+    return watch(api, charge, Tally(), sleep=lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -111,6 +108,36 @@ def test_job_is_not_given_up_when_checkpoints_come_between_the_deaths(tmp_path: 
     api = Api([*[(JobStatus.FAILED, SIGKILL)] * 8, (JobStatus.SUCCEEDED, 0)], tmp_path)
     look_after(api, tmp_path)
     assert len(api.jobs) == 9
+
+
+def test_deaths_are_counted_on_when_the_jobs_api_fails_in_between(tmp_path: Path) -> None:
+    tally = Tally()
+    charge = Charge(origin="first", run_directory=str(tmp_path), dashboard_url="unused")
+    api = Api([(JobStatus.FAILED, SIGKILL)] * 9)
+    calls = iter(range(99))
+
+    def fail_now_and_then(seconds: float) -> None:
+        if next(calls) == 2:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        watch(api, charge, tally, sleep=fail_now_and_then)
+    end = watch(api, charge, tally, sleep=fail_now_and_then)
+    assert end.endswith("died 4 times in a row without a new checkpoint")
+    assert len(api.jobs) == 3
+
+
+def test_guardian_ends_when_its_job_was_deleted(tmp_path: Path) -> None:
+    api = Api([(JobStatus.RUNNING, None)])
+    api.jobs.clear()
+    assert look_after(api, tmp_path) == "job first was deleted"
+
+
+def test_number_of_a_submission_is_not_used_again_when_one_was_deleted(tmp_path: Path) -> None:
+    api = Api([(JobStatus.FAILED, SIGKILL)] * 2 + [(JobStatus.SUCCEEDED, 0)])
+    api.jobs.append(Details("first-again-7", *api.ends[1], metadata={ORIGIN: "first"}, start_time=1))
+    look_after(api, tmp_path)
+    assert api.jobs[-1].submission_id == "first-again-8"
 
 
 def test_chain_is_ordered_by_time_and_holds_no_other_job(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.jobs import Job, _explanation, _Output
+from cluster.jobs import Job, _explanation, _Output, _WriteError
 
 
 def job(status: str, exit_code: int | None = None) -> Job:
@@ -53,7 +53,16 @@ def test_log_is_written_once_when_it_is_sent_again_from_its_beginning() -> None:
         ("Failed to connect to Ray at address", "--dashboard-host=0.0.0.0"),
         ("Request failed with status code 413: too large", "refuses the working directory as too large"),
         ("Request failed with status code 500: no\nmore", "refused the request: Request failed with status code 500"),
+        ("Failed to connect to Ray at address http://head:8401", "does not answer"),
     ],
 )
 def test_error_names_the_remedy(text: str, remedy: str) -> None:
     assert remedy in _explanation("http://head:8265", text)
+
+
+def test_output_that_cannot_be_written_is_no_lost_connection() -> None:
+    def gone(text: str) -> None:
+        raise BrokenPipeError
+
+    with pytest.raises(_WriteError):
+        _Output(gone).take("text", 0)

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -144,3 +145,37 @@ def test_nothing_is_left_of_a_lease_where_no_run_was_begun(tmp_path: Path) -> No
         assert newest_record(tmp_path) is not None  # still held
     forget(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_watcher_sees_the_holder_again_when_it_set_the_run_aside_meanwhile(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    write(run, foreign(token=5))
+
+    def set_aside() -> None:
+        run.rename(tmp_path / "aside")
+        time.sleep(0.8)  # longer than a look
+        run.mkdir()
+        write(run, foreign(token=6, holder="there again"))
+
+    mover = threading.Timer(0.2, set_aside)
+    mover.start()
+    with pytest.raises(RunBusyError, match="elsewhere"), hold(run, expiry_seconds=10**9):
+        pass
+    mover.join()
+
+
+def test_token_goes_on_rising_when_a_directory_takes_the_place_of_one_that_was_held(tmp_path: Path) -> None:
+    with hold(tmp_path, above=7) as lease:
+        assert lease.token == 8
+
+
+def test_paused_lease_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lease_module, "RENEW_SECONDS", 0.01)
+    run = tmp_path / "run"
+    run.mkdir()
+    with hold(run) as lease:
+        lease.pause()
+        run.rename(tmp_path / "aside")
+        run.mkdir()
+    assert not list(run.iterdir())

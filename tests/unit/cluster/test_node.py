@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -32,3 +33,15 @@ def test_caches_lie_on_the_node_unless_the_user_chose_a_place(monkeypatch: pytes
     assert os.environ["TORCH_EXTENSIONS_DIR"] == "/chosen"
     assert f"longhaul-{os.getuid()}" in os.environ["TRITON_CACHE_DIR"]
     monkeypatch.delenv("TRITON_CACHE_DIR")
+
+
+def test_caches_lie_elsewhere_when_the_place_belongs_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for variable in ("TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(variable, "restored by the fixture")
+        monkeypatch.delenv(variable)
+    (tmp_path / f"longhaul-{os.getuid()}").symlink_to("/tmp")
+    use_node_local_caches()
+    chosen = Path(os.environ["TRITON_CACHE_DIR"]).parent
+    assert chosen != tmp_path / f"longhaul-{os.getuid()}"
+    assert chosen.stat().st_mode & 0o077 == 0

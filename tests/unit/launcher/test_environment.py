@@ -80,7 +80,7 @@ def test_relative_paths_are_refused_inside_a_ray_job(run: RunConfig, key: str, p
     with pytest.raises(ConfigError) as caught:
         require_lasting_paths(run, JOB)
     assert str(caught.value) == (
-        f"{key} is '{path}', a relative path: inside a Ray job it would lie in the job's working directory, "
+        f"{key} is '{path}', no absolute path: inside a Ray job it would lie in the job's working directory, "
         f"which is deleted with the job. Give an absolute path that every node sees: {key}=/shared/..."
     )
 
@@ -98,6 +98,9 @@ def test_submission_is_that_of_the_job(tmp_path: Path) -> None:
 def test_cluster_of_jobs_is_the_one_that_was_named() -> None:
     assert jobs_address("http://a:1", {"RAY_API_SERVER_ADDRESS": "http://b:1"}) == "http://a:1"
     assert jobs_address(None, {"RAY_API_SERVER_ADDRESS": "http://b:1", "RAY_ADDRESS": "c"}) == "http://b:1"
+    for wrong in ("head:8265", "auto", "ray://head:10001", "http://", "bla bla"):
+        with pytest.raises(UsageError, match=r"is no address of a Jobs API.*http://head:8265"):
+            jobs_address(wrong, {})
     with pytest.raises(UsageError, match=r"no cluster was named.*--address http://HEAD:8265"):
         jobs_address(None, {})
 
@@ -126,5 +129,5 @@ def test_relative_path_of_a_build_is_refused_in_a_job(changes: dict[str, Any], k
         "sources": (SourceConfig(name="s", path="sample:austen"),),
     }
     require_absolute_paths(DataBuildConfig(**whole))
-    with pytest.raises(ConfigError, match=rf"^{key} is '.*', a relative path: .*{key}=/shared/"):
+    with pytest.raises(ConfigError, match=rf"^{key} is '.*', no absolute path: .*{key}=/shared/"):
         require_absolute_paths(DataBuildConfig(**{**whole, **changes}))
