@@ -2,8 +2,8 @@
 
     python -m tests.bench.start
 
-Starts the recipe `smoke` on a private cluster, stops it after some steps, and starts it again. Each phase is timed by
-when its first line comes out of the command.
+Trains the recipe `smoke` on a private cluster for some steps, and gives the same command again with more of them. Each
+phase is timed by when its first line comes out of the command.
 """
 
 from __future__ import annotations

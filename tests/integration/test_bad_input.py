@@ -159,7 +159,7 @@ def test_more_workers_than_the_cluster_has_are_refused(dataset: Path, tmp_path: 
     )
     assert process.wait(120) == 1
     message = " ".join(log.read_text().split())
-    assert "asks for 8 workers of 500 CPUs and 0 GPUs, and the cluster has room for 0" in message
+    assert "asks for 8 workers with 500 CPU cores and 0 GPUs each, and the cluster has room for 0" in message
 
 
 @pytest.mark.ray

@@ -82,6 +82,7 @@ def literal_submission(cluster: Cluster, working_directory: Path, storage: Path,
     assert "step 100: finished" in done.stdout
 
 
+@pytest.mark.slow
 def test_literal_ray_job_submit_trains_and_tracks_all(
     cluster: Cluster, undisturbed: Path, dataset: Path, tmp_path: Path
 ) -> None:

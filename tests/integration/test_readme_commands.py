@@ -30,8 +30,8 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
         (tmp_path / name).write_text(content)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "emma.md").write_text(opening_of_emma().replace("CHAPTER ", "# CHAPTER "))
-    commands = shell_commands()
-    assert len(commands) == 6
+    commands = [each for each in shell_commands() if not each.startswith(("longhaul submit", "longhaul jobs"))]
+    assert len(commands) == 6  # those for clusters are run by test_jobs.py
     outputs = {}
     for command in commands:
         done = subprocess.run(

@@ -122,7 +122,7 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
         (
             "resources.gpus_per_worker=two",
             "resources.gpus_per_worker is 'two', and must be auto or a whole number. "
-            "(GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has one for every worker.)",
+            "(GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has any.)",
         ),
         (
             "optimizer.betas=[0.9]",
