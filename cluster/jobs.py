@@ -24,6 +24,8 @@ _TALKATIVE = (
     "ray._private.runtime_env.packaging",
 )
 """Ray's loggers that tell of every upload and connection."""
+_TOKEN_REFUSED = ("Authentication required", "Authentication failed", "status code 401", "status code 403")
+"""Marks of Ray's errors when a cluster asks for a token or does not accept the one it got."""
 _POLL_SECONDS = 1.0
 _SILENCE_SECONDS = 60.0
 """A log connection that said nothing for so long is made anew: a cut one may look alive for ever."""
@@ -265,7 +267,7 @@ class Jobs:
             yield
         except _connection_errors() as error:
             text = str(error)
-            refused = any(f"status code {code}" in text for code in (401, 403, 404)) or "authentication token" in text
+            refused = any(mark in text for mark in (*_TOKEN_REFUSED, "status code 404"))
             raise (JobRefusedError if refused else JobError)(_explanation(self.address, text)) from error
 
 
@@ -304,7 +306,7 @@ def _connection_errors() -> tuple[type[Exception], ...]:
 
 
 def _explanation(address: str, text: str) -> str:
-    if any(mark in text for mark in ("status code 401", "status code 403", "authentication token")):
+    if any(mark in text for mark in _TOKEN_REFUSED):
         return (
             f"the cluster at {address} asks for a token, and did not accept this command's: {_first_line(text)}. Put "
             "the cluster's token into ~/.ray/auth_token (or name its file in RAY_AUTH_TOKEN_PATH) and set "

@@ -50,6 +50,8 @@ def test_log_is_written_once_when_it_is_sent_again_from_its_beginning() -> None:
     ("text", "remedy"),
     [
         ("Request failed with status code 401: Unauthorized", "RAY_AUTH_MODE=token"),
+        ("Authentication required: no token\n\nmore", "RAY_AUTH_MODE=token"),
+        ("Authentication failed: wrong token\n\nmore", "RAY_AUTH_MODE=token"),
         ("Failed to connect to Ray at address", "--dashboard-host=0.0.0.0"),
         ("Request failed with status code 413: too large", "refuses the working directory as too large"),
         ("Request failed with status code 500: no\nmore", "refused the request: Request failed with status code 500"),
