@@ -26,6 +26,8 @@ _TALKATIVE = (
 """Ray's loggers that tell of every upload and connection."""
 _TOKEN_REFUSED = ("Authentication required", "Authentication failed", "status code 401", "status code 403")
 """Marks of Ray's errors when a cluster asks for a token or does not accept the one it got."""
+_NO_AGENT = "No available agent to submit job"
+_AGENT_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _SILENCE_SECONDS = 60.0
 """A log connection that said nothing for so long is made anew: a cut one may look alive for ever."""
@@ -134,11 +136,19 @@ class Jobs:
             "working_dir": working_directory,
             "env_vars": {STOP_GRACE_VARIABLE: str(stop_grace_seconds)},
         }
-        with self._explained():
-            job: str = self._client.submit_job(
-                entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata
-            )
-        return job
+        deadline = time.monotonic() + _AGENT_SECONDS
+        while True:
+            try:
+                with self._explained():
+                    job: str = self._client.submit_job(
+                        entrypoint=entrypoint, submission_id=submission_id, runtime_env=runtime_env, metadata=metadata
+                    )
+            except JobError as error:  # a head that has just started answers before it can take jobs
+                if _NO_AGENT not in str(error) or time.monotonic() > deadline:
+                    raise
+                time.sleep(_POLL_SECONDS)
+            else:
+                return job
 
     def all(self) -> list[Job]:
         """All submissions, oldest first."""

@@ -96,7 +96,7 @@ class Cluster:
             f"--temp-dir={self.directory / 'h'}",
         )
         deadline = time.monotonic() + START_SECONDS
-        while not self._answers():
+        while not self._takes_jobs():
             if self.nodes[0].poll() is not None or time.monotonic() > deadline:
                 raise AssertionError((self.directory / "node-0.log").read_text())
             time.sleep(0.1)
@@ -152,18 +152,19 @@ class Cluster:
         self.nodes.append(node)
         return node
 
-    def _answers(self) -> bool:
+    def _takes_jobs(self) -> bool:
+        """Whether a job that does nothing is taken: the dashboard answers some time before."""
         try:
-            return bool(self._get("/api/version"))
+            return bool(self._request("/api/jobs/", b'{"entrypoint": "true"}'))
         except (urllib.error.URLError, OSError):
             return False
 
     def _live_nodes(self) -> list[Any]:
-        summary = json.loads(self._get("/nodes?view=summary"))["data"]["summary"]
+        summary = json.loads(self._request("/nodes?view=summary"))["data"]["summary"]
         return [node for node in summary if node["raylet"].get("state") == "ALIVE"]
 
-    def _get(self, path: str) -> bytes:
-        request = urllib.request.Request(self.url + path)
+    def _request(self, path: str, data: bytes | None = None) -> bytes:
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         if self.token is not None:
             request.add_header("Authorization", f"Bearer {self.token}")
         with urllib.request.urlopen(request, timeout=5) as answer:
