@@ -23,6 +23,7 @@ from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine, torch_engine
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
 from cluster.record import deterministic_fields, read_lines
+from cluster.run_directory import PUBLISHED_STEP, RunDirectory
 from cluster.topology import Topology
 from data_pipeline.publish import seal
 
@@ -53,12 +54,12 @@ def attempt_alone(
 def kill_attempt(config: RunConfig, at: int | str, *, published: int | None = None) -> None:
     """One attempt in a process that dies before it computes step `at`, or where it would call the function `at`.
 
-    With `published` it dies as soon as the checkpoint of that step is there, and not earlier.
+    With `published` it dies as soon as the checkpoint of that step is there and noted, and not earlier.
     """
 
     def observe(batch: Any) -> None:
         if batch.step == at:
-            while published is not None and published not in [info.step for info in list_checkpoints(directory)]:
+            while published is not None and RunDirectory(directory).facts().get(PUBLISHED_STEP) != published:
                 time.sleep(0.01)
             die()
 

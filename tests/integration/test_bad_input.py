@@ -163,6 +163,7 @@ def test_more_workers_than_the_cluster_has_are_refused(dataset: Path, tmp_path: 
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_shard_damaged_under_a_run_stops_it_once_and_says_which(dataset: Path, tmp_path: Path) -> None:
     copy = tmp_path / "dataset"
     shutil.copytree(dataset, copy)

@@ -51,6 +51,7 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
     assert (tmp_path / "runs" / "mytext" / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_benchmark_prints_a_ratio() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench.step_overhead", "--small", "--steps", "1", "--threads", "1"],
