@@ -8,82 +8,40 @@ from __future__ import annotations
 
 import logging
 import os
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from cluster.attempt_record import dataset_labels, first_event, manifest_run, run_facts, train_fields
-from cluster.batches import Feeder, RankBatch, micro_batch_count
-from cluster.checkpoint import CheckpointWriter, clean_leftovers
+from cluster.batches import Feeder
+from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
-from cluster.engine import Engine
 from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation import evaluate
+from cluster.healer import Healer
 from cluster.initial_state import InitialState
+from cluster.process_clock import age_seconds
 from cluster.record import perplexity
 from cluster.record_writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
+from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
-from cluster.topology import Layout, Topology
+from cluster.topology import Topology
 from cluster.train_loop import Effects, Rhythm, train
-from cluster.wandb_mirror import Status, TrackingSettings
+from cluster.wandb_mirror import Status
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences, ValidationSequences
-from llm.config import ModelConfig
 from llm.schedule import learning_rate
 
+__all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_attempt"]
+
 logger = logging.getLogger(__name__)
-
-
-class DriverLink(Protocol):
-    """The way from a worker to the driver."""
-
-    def post(self, message: dict[str, Any]) -> None:
-        """Send a message; never waits."""
-
-    def stop_requested(self) -> bool:
-        """Whether the driver wants the run to save and end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineRequest:
-    """What an engine is built from."""
-
-    model: ModelConfig
-    config: RunConfig
-    layout: Layout
-    topology: Topology
-
-    @property
-    def micro_batches(self) -> int:
-        """Micro-batches per rank and step."""
-        sizes = self.config.train
-        return micro_batch_count(sizes.global_batch_size, self.topology.world_size, sizes.micro_batch_size)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Surroundings:
-    """What an attempt is given besides its configuration."""
-
-    build_engine: Callable[[EngineRequest], Engine]
-    zero_stage: int | None
-    """Stage the engine works at; None for plain torch."""
-    link: DriverLink
-    tracking: TrackingSettings
-    observe: Callable[[RankBatch], None] = lambda batch: None
-    """Sees every batch of this rank before it is computed."""
-    clock: Callable[[], float] = time.time
-    """Unix seconds."""
-    still_ours: Callable[[], bool] = lambda: True
-    """Whether the driver of this attempt still holds the run's lease."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,87 +50,123 @@ class AttemptResult:
 
     step: int
     finished: bool
+    regroup: bool = False
+    """Whether it ended only for other workers to go on."""
 
 
 def run_attempt(config: RunConfig, topology: Topology, surroundings: Surroundings) -> AttemptResult:
     """Continue a run from its newest good checkpoint, or begin it, and train to the end or to a stop.
+
+    Numbers that go wrong may send the run back to an earlier checkpoint: that begins a new attempt here, with the same
+    model and process group.
 
     Args:
         config: The run; `storage` and dataset paths absolute, the run's directory created.
         topology: Place of this rank; the torch process group exists unless the world is 1.
         surroundings: Engine, link to the driver, tracking.
     """
-    return _Attempt(config, topology, surroundings).run()
+    workshop = Workshop(config, topology, surroundings)
+    while (result := _Attempt(workshop).run()) is None:
+        workshop.phase("going back to an earlier checkpoint")
+    return result
+
+
+class Workshop:
+    """What all attempts of one process share: data, model, engine, the exchange between ranks."""
+
+    def __init__(self, config: RunConfig, topology: Topology, surroundings: Surroundings) -> None:
+        """Put it together; called on all ranks."""
+        self.config = config
+        self.topology = topology
+        self.around = surroundings
+        self.post = surroundings.link.post
+        self.directory = Path(config.storage) / config.name
+        self._begun = False
+        _set_arithmetic(config, topology)
+        self.collectives = Collectives()
+
+        self.phase("opening the data")
+        datasets = [Dataset.open(entry.path) for entry in config.data.entries]
+        batch_size = config.train.global_batch_size
+        self.plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=batch_size)
+        self.model = resolve_model(config.model, datasets[0].vocab_size)
+        self.layout, self.resolved = resolve_layout(config, topology, surroundings.zero_stage)
+
+        self.phase("building the model")
+        request = EngineRequest(model=self.model, config=config, layout=self.layout, topology=topology)
+        self.engine = surroundings.build_engine(request)
+        self.sampler = TextSampler(
+            config,
+            layers=self.model.num_hidden_layers,
+            tokenizer_path=self.directory / TOKENIZER_NAME,
+            topology=topology,
+            collectives=self.collectives,
+        )
+
+    def start_up_seconds(self) -> float | None:
+        """Age of this process when its first attempt begins; None for those after a rollback."""
+        begun_before, self._begun = self._begun, True
+        return None if begun_before else age_seconds()
+
+    def phase(self, text: str) -> None:
+        """Tell the person what is being done; from rank 0."""
+        if self.topology.is_main:
+            self.post({"type": "phase", "text": text})
 
 
 class _Attempt:
     """The parts of one attempt, in the order in which they come to be."""
 
-    def __init__(self, config: RunConfig, topology: Topology, surroundings: Surroundings) -> None:
-        self._config = config
-        self._topology = topology
-        self._around = surroundings
-        self._post = surroundings.link.post
-        self._directory = Path(config.storage) / config.name
-        _set_arithmetic(config, topology)
-        self._collectives = Collectives()
+    def __init__(self, workshop: Workshop) -> None:
+        shop = self._shop = workshop
+        self._config = config = shop.config
+        self._topology = topology = shop.topology
+        self._engine, self._plan, self._collectives = shop.engine, shop.plan, shop.collectives
+        record = RunDirectory(shop.directory)
 
-        self._phase("opening the data")
-        datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-        batch_size = config.train.global_batch_size
-        self._plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=batch_size)
-        self._model = resolve_model(config.model, datasets[0].vocab_size)
-        self._layout, self._resolved = resolve_layout(config, topology, surroundings.zero_stage)
-
-        self._phase("building the model")
-        request = EngineRequest(model=self._model, config=config, layout=self._layout, topology=topology)
-        self._engine = surroundings.build_engine(request)
-
-        if topology.is_main and not surroundings.still_ours():
+        if topology.is_main and not shop.around.still_ours():
             raise RunBusyError(
-                f"run {self._directory} was taken over by another driver: this attempt changes nothing any more."
+                f"run {shop.directory} was taken over by another driver: this attempt changes nothing any more."
             )
-        self._attempt = self._collectives.from_main(
-            RunDirectory(self._directory).next_attempt() if topology.is_main else 0
-        )
-        self._phase("loading the state")
+        self._attempt = self._collectives.from_main(record.next_attempt() if topology.is_main else 0)
+        shop.phase("loading the state")
         self._origin = load_newest(
             self._engine,
-            InitialState(self._model, config.seed),
+            InitialState(shop.model, config.seed),
             config=config,
             plan=self._plan,
             topology=topology,
             collectives=self._collectives,
-            post=self._post,
+            post=shop.post,
         )
         self._step = self._origin.step
-        self._skips = self._origin.skips
-
-        self._sampler = TextSampler(
+        self._healer = Healer(
             config,
-            layers=self._model.num_hidden_layers,
-            tokenizer_path=self._directory / TOKENIZER_NAME,
+            self._origin,
+            plan=self._plan,
             topology=topology,
             collectives=self._collectives,
+            post=self._post_event,
         )
         self._record: RecordWriter | None = self._open_record() if topology.is_main else None
         self._writer = CheckpointWriter(
-            self._directory,
+            shop.directory,
             attempt=self._attempt,
             rank=topology.rank,
             world_size=topology.world_size,
-            keep_last=config.checkpoint.keep_last,
-            agree=self._collectives.first_error,
-            before_publish=self._before_publish,
-            on_saved=self._on_saved,
+            policy=config.checkpoint,
+            hooks=WriterHooks(
+                agree=self._collectives.first_error, before_publish=self._before_publish, on_saved=self._on_saved
+            ),
         )
         self._feeder = self._make_feeder()
 
-    def run(self) -> AttemptResult:
+    def run(self) -> AttemptResult | None:
+        """Train; None where the run was rolled back and another attempt is to go on."""
         config = self._config
-        self._phase(f"training from step {self._step + 1}" if self._step else "training")
+        self._shop.phase(f"training from step {self._step + 1}" if self._step else "training")
         try:
-            finished = train(
+            ending = train(
                 self._engine,
                 self._feeder,
                 rhythm=Rhythm(
@@ -186,73 +180,85 @@ class _Attempt:
                 ),
                 collectives=self._collectives,
                 effects=Effects(
-                    observe=self._around.observe,
+                    observe=self._shop.around.observe,
                     check_loss=self._check_loss,
                     next_loss=self._writer.next_loss,
+                    judge_loss=self._healer.judge_loss,
+                    judge_gradients=self._healer.judge_gradients,
                     log=lambda report: self._write_row(
-                        "train", report.step, train_fields(report, config, self._model, self._topology)
+                        "train", report.step, train_fields(report, config, self._shop.model, self._topology)
                     ),
                     evaluate=self._evaluate,
                     save=self._save,
-                    stop_requested=self._around.link.stop_requested,
+                    stop_requested=self._shop.around.link.stop_requested,
+                    regroup_requested=self._shop.around.link.regroup_requested,
                 ),
                 device=self._topology.device,
             )
             if self._writer.awaits_next_loss:
                 self._writer.next_loss(self._loss_of_next_batch())
             self._writer.finish()
+            if ending == "rollback":
+                self._healer.roll_back()
         except BaseException as error:
             self._close("failed", error)
             raise
-        self._close("finished" if finished else "stopped")
-        return AttemptResult(step=self._step, finished=finished)
+        self._close("finished" if ending == "finished" else "stopped")
+        if ending == "rollback":
+            return None
+        return AttemptResult(step=self._step, finished=ending == "finished", regroup=ending == "regroup")
 
     def _open_record(self) -> RecordWriter:
         """Bring the record to where training continues, and say so. Rank 0 only."""
-        RunDirectory(self._directory).update(
+        shop = self._shop
+        RunDirectory(shop.directory).update(
             run_facts(
                 config=self._config,
-                model=self._model,
+                model=shop.model,
                 plan=self._plan,
-                layout=self._layout,
+                layout=shop.layout,
                 topology=self._topology,
-                resolved=self._resolved,
+                resolved=shop.resolved,
             )
         )
         record = RecordWriter(
-            self._directory,
+            shop.directory,
             attempt=self._attempt,
             after_step=self._step,
-            clock=self._around.clock,
-            tracking=self._around.tracking,
+            clock=shop.around.clock,
+            tracking=shop.around.tracking,
         )
-        for reason in self._resolved:
+        for reason in shop.resolved:
             logger.info("%s", reason)
-        self._post(first_event(self._origin, self._layout, self._attempt))
-        for removed in clean_leftovers(self._directory, self._attempt):
+        shop.post(first_event(self._origin, shop.layout, self._attempt, start_up_seconds=shop.start_up_seconds()))
+        for removed in clean_leftovers(shop.directory, self._attempt):
             logger.info("removed %s, which an earlier attempt left unfinished", removed)
         return record
 
     def _write_row(self, kind: str, step: int, fields: dict[str, Any]) -> None:
         if self._record is not None:
             row = self._record.write_metrics(kind, step, fields)
-            self._post({"type": kind, "max_steps": self._config.train.max_steps, **row})
+            self._shop.post({"type": kind, "max_steps": self._config.train.max_steps, **row})
+
+    def _post_event(self, event: dict[str, Any]) -> None:
+        self._shop.post({"type": "event", "attempt": self._attempt, **event})
 
     def _check_loss(self, step: int, loss: float) -> None:
-        reason = self._origin.check_loss(loss, self._layout.precision)
+        reason = self._origin.check_loss(loss, self._shop.layout.precision)
         if reason is not None:
-            reject_loaded(self._origin, reason, layout=self._layout, topology=self._topology, post=self._post)
+            reject_loaded(self._origin, reason, layout=self._shop.layout, topology=self._topology, post=self._shop.post)
 
     def _save(self, step: int) -> None:
         run = manifest_run(
             step=step,
             config=self._config,
             plan=self._plan,
-            skips=self._skips,
-            layout=self._layout,
-            wandb_id=self._around.tracking.run_id,
+            decisions=self._healer.decisions,
+            losses=self._healer.losses,
+            layout=self._shop.layout,
+            wandb_id=self._shop.around.tracking.run_id,
         )
-        self._writer.save(step, self._engine.snapshot(), run)
+        self._writer.save(step, self._engine.snapshot(self._writer.spare()), run)
         self._step = step
 
     def _evaluate(self, step: int) -> None:
@@ -273,13 +279,13 @@ class _Attempt:
             if loss is not None:
                 fields = {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
                 self._write_row("eval", step, fields)
-        for sample in self._sampler.write(self._engine, step):
+        for sample in self._shop.sampler.write(self._engine, step):
             if self._record is not None:
                 self._record.write_sample(step, name=sample.label, prompt=sample.prompt, text=sample.text)
 
     def _make_feeder(self) -> Feeder:
         return Feeder(
-            lambda step: self._plan.batch_indices(step, self._skips),
+            lambda step: self._plan.batch_indices(step, self._origin.decisions.skips),
             TrainingSequences(self._plan).read,
             topology=self._topology,
             micro_batch_size=self._config.train.micro_batch_size,
@@ -291,7 +297,7 @@ class _Attempt:
     def _loss_of_next_batch(self) -> float | None:
         """Loss of the batch after the last step made, by forward passes only; None where the data ends there."""
         total = self._plan.total_sequences
-        if total is not None and self._plan.position_after(self._step + 1, self._skips) > total:
+        if total is not None and self._plan.position_after(self._step + 1, self._origin.decisions.skips) > total:
             return None
         batch = self._feeder.batch(self._step + 1)
         loss_sum = sum(self._engine.evaluate(part).loss_sum.double().item() for part in batch.micro_batches)
@@ -300,25 +306,21 @@ class _Attempt:
 
     def _before_publish(self) -> None:
         """Rank 0, before a manifest is written: its metrics first, and nothing from an attempt that was superseded."""
-        newest = RunDirectory(self._directory).facts()["attempt"]
-        if newest != self._attempt or not self._around.still_ours():
+        newest = RunDirectory(self._shop.directory).facts()["attempt"]
+        if newest != self._attempt or not self._shop.around.still_ours():
             raise CheckpointError(f"another driver or attempt {newest} has taken over from attempt {self._attempt}")
         if self._record is not None:
             self._record.sync()
 
     def _on_saved(self, event: dict[str, Any]) -> None:
-        RunDirectory(self._directory).update({PUBLISHED_STEP: event["step"]})
-        self._post({"type": "event", "attempt": self._attempt, **event})
+        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"]})
+        self._post_event(event)
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()
         self._writer.close()
         if self._record is not None:
             self._record.close(status, error)
-
-    def _phase(self, text: str) -> None:
-        if self._topology.is_main:
-            self._post({"type": "phase", "text": text})
 
 
 def _set_arithmetic(config: RunConfig, topology: Topology) -> None:

@@ -9,8 +9,10 @@ from typing import Any
 
 import torch
 
+from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
+from cluster.healing import HEALING, Decisions
 from cluster.record import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
@@ -18,7 +20,6 @@ from cluster.train_loop import StepReport
 from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
-from data_pipeline.skip_ledger import SkipLedger
 from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
 from llm.config import ModelConfig
 
@@ -26,7 +27,8 @@ from llm.config import ModelConfig
 def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
     """Fields of a train line.
 
-    tokens/s counts the tokens of all workers over the time of the steps, evaluation and saving left out. MFU is
+    tokens/s counts the tokens of all workers over the time of the steps, waits for data, evaluation and saving left
+    out; these are in `time/`, in seconds since the line before. MFU is
     (6 N + 12 L d T) * tokens/s over the peak of all GPUs together; null where a peak is not known.
     """
     tokens_per_step = config.train.global_batch_size * config.data.seq_len
@@ -45,16 +47,28 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
             None if peak is None else peak * topology.world_size,
         ),
         "memory/peak_bytes": peak_memory_bytes(topology.device),
+        "time/training_seconds": report.spent.training,
+        "time/data_wait_seconds": report.spent.data_wait,
+        "time/checkpoint_seconds": report.spent.checkpoint,
+        "time/evaluation_seconds": report.spent.evaluation,
     }
 
 
 def manifest_run(
-    *, step: int, config: RunConfig, plan: DataPlan, skips: SkipLedger, layout: Layout, wandb_id: str
+    *,
+    step: int,
+    config: RunConfig,
+    plan: DataPlan,
+    decisions: Decisions,
+    losses: Sequence[float],
+    layout: Layout,
+    wandb_id: str,
 ) -> dict[str, Any]:
     """What a run needs, besides its tensors, to go on after `step`."""
     return {
-        "data_position": plan.position_after(step, skips),
-        "skip_ledger": skips.to_json(),
+        "data_position": plan.position_after(step, decisions.skips),
+        "skip_ledger": decisions.skips.to_json(),
+        HEALING: {**decisions.to_json(), "losses": list(losses)},
         "data_plan": plan.describe(),
         "data_plan_fingerprint": plan.fingerprint,
         "layout": layout.as_dict(),
@@ -96,15 +110,28 @@ def dataset_labels(datasets: Sequence[Dataset]) -> list[str]:
     ]
 
 
-def first_event(continuation: Continuation, layout: Layout, attempt: int) -> dict[str, Any]:
-    """`started`, or `resumed` with the layouts before and after."""
+def first_event(
+    continuation: Continuation, layout: Layout, attempt: int, *, start_up_seconds: float | None = None
+) -> dict[str, Any]:
+    """`started`, or `resumed` with the layouts before and after, and the parent where the state is that of a parent.
+
+    Args:
+        continuation: What the attempt begins with.
+        layout: What it runs on.
+        attempt: Its number.
+        start_up_seconds: Age of this process, where the attempt is the first one in it.
+    """
     common = {"type": "event", "attempt": attempt, "step": continuation.step, "layout": layout.as_dict()}
+    if start_up_seconds is not None:
+        common["start_up_seconds"] = round(start_up_seconds, 3)
     if continuation.manifest is None:
         return {**common, "event": "started"}
+    parent = continuation.manifest.run.get(BRANCHED_FROM)
     return {
         **common,
         "event": "resumed",
         "from_step": continuation.step,
+        **({BRANCHED_FROM: {key: parent[key] for key in ("run", "name", "step")}} if parent else {}),
         "layout_changes": layout.differences(continuation.manifest.run["layout"]),
         "config_changes": list(continuation.changes),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from typing import Literal
@@ -104,22 +105,109 @@ class ResourcesConfig:
 
     __pydantic_config__ = STRICT
 
-    workers: int = 2
-    """Training processes, one rank each."""
+    workers: int | tuple[int, int] = 2
+    """Training processes, one rank each. `[least, most]` takes as many as there is room for: the run goes on with the
+    nodes that are left, and takes new ones at its next checkpoint."""
     cpus_per_worker: int = 1
     """CPU cores, and threads of arithmetic, of one worker."""
     gpus_per_worker: Literal["auto"] | int = "auto"
     """GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has any."""
-    max_failures: int = 3
-    """Times that lost or failed workers are replaced without a new checkpoint in between; -1: without limit."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one("workers", self.workers)
+        _require_at_least_one("workers", self.min_workers)
+        if self.max_workers < self.min_workers:
+            raise ValueError(f"workers are {list(self._bounds)}: name the least number first, [least, most].")
         _require_at_least_one("cpus_per_worker", self.cpus_per_worker)
         if self.gpus_per_worker not in ("auto", 0, 1):
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}: a worker drives 0 or 1 GPU, or `auto`.")
-        if self.max_failures < -1:
-            raise ValueError(f"max_failures is {self.max_failures}: it is a count, or -1 for no limit.")
+
+    @property
+    def min_workers(self) -> int:
+        """Workers that the run does not begin or go on without."""
+        return self._bounds[0]
+
+    @property
+    def max_workers(self) -> int:
+        """Workers that the run takes where there is room."""
+        return self._bounds[1]
+
+    @property
+    def _bounds(self) -> tuple[int, int]:
+        return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaultsConfig:
+    """How often workers that failed are replaced, by cause. Each count begins anew with each new checkpoint."""
+
+    __pydantic_config__ = STRICT
+
+    max_preemptions: int = -1
+    """Times that the platform takes nodes back with notice; -1: without limit."""
+    max_lost_nodes: int = 10
+    """Times that nodes vanish without notice; -1: without limit."""
+    max_lost_workers: int = 3
+    """Times that a worker's process is killed, or ended because it hung, while its node lives; -1: without limit."""
+    max_out_of_memory: int = 1
+    """Times that a worker that ran out of memory is tried again on the same terms; -1: without limit."""
+    max_errors: int = 3
+    """Times that a worker's program raises an error; -1: without limit. The same error at the same step a second time
+    stops the run whatever the number."""
+    on_oom: Literal["stop", "halve_micro_batch"] = "stop"
+    """What out of memory leads to. `stop`: `max_out_of_memory` trials, then the run ends and names a micro-batch to
+    try. `halve_micro_batch`: half of `train.micro_batch_size` each time, down to 1; the global batch stays."""
+    hang_timeout_seconds: float | None = 600.0
+    """Time in which no rank moves, after which the one that the others wait for is ended and its node avoided; null:
+    never. Ten minutes is what NCCL gives a collective; a compilation, or a call that reads no files, may take less."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_preemptions", "max_lost_nodes", "max_lost_workers", "max_out_of_memory", "max_errors"):
+            if getattr(self, name) < -1:
+                raise ValueError(f"{name} is {getattr(self, name)}: it is a count, or -1 for no limit.")
+        if self.hang_timeout_seconds is not None and self.hang_timeout_seconds < 20:
+            raise ValueError(
+                f"hang_timeout_seconds is {self.hang_timeout_seconds:g}, and a rank counts as silent after 10 s "
+                "without a heartbeat: 20 or more tells hanging from being slow. Null turns the watch off."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class HealingConfig:
+    """What is done when numbers go wrong. Every act is an event, and a resumed run repeats it exactly."""
+
+    __pydantic_config__ = STRICT
+
+    non_finite: Literal["warn", "skip", "rollback"] = "rollback"
+    """On a loss or gradients that are not finite, whose update is never applied. `skip` goes on with the next batch;
+    `rollback` goes back to the last good checkpoint and leaves the batch out of the order; `warn` only says so."""
+    loss_spike: Literal["off", "warn", "skip", "rollback"] = "warn"
+    """On a loss far above those before it. `skip` leaves out the update, `rollback` does as above."""
+    spike_score: float = 8.0
+    """Robust z-score that makes a loss a spike: its distance from the median over 1.4826 median absolute deviations."""
+    spike_window_steps: int = 128
+    """Steps before it that a loss is compared with; nothing is called a spike until half of them are there."""
+    rollback_batches: int = 1
+    """Batches that a rollback leaves out, the one that gave the alarm being the last of them."""
+    max_rollbacks: int = 3
+    """Rollbacks for alarms within one checkpoint interval of each other; one more ends the run."""
+    skip_sequences: tuple[tuple[int, int], ...] = ()
+    """Ranges [first, past the last] of logical sequence indices to leave out from the start, for example those that
+    another run's `samples_skipped` events name."""
+
+    def __post_init__(self) -> None:
+        _require_at_least_one("rollback_batches", self.rollback_batches)
+        if self.spike_window_steps < 4:
+            raise ValueError(f"spike_window_steps is {self.spike_window_steps}: a median of fewer than 4 says nothing.")
+        if not self.spike_score > 0:
+            raise ValueError(f"spike_score is {self.spike_score}, and must be above 0; 6 to 10 are usual.")
+        if self.max_rollbacks < 0:
+            raise ValueError(f"max_rollbacks is {self.max_rollbacks}: it is a count, 0 for none.")
+        for start, stop in self.skip_sequences:
+            if not 0 <= start < stop:
+                raise ValueError(
+                    f"skip_sequences hold [{start}, {stop}]: a range begins at 0 or later and holds an index. "
+                    "Write [first, past the last]."
+                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,10 +220,31 @@ class CheckpointConfig:
     """Steps between checkpoints; one more is taken at the end."""
     keep_last: int = 3
     """Newest checkpoints that are kept."""
+    keep_every_steps: int | None = None
+    """Checkpoints whose step is a multiple of this are kept for good. Null: none."""
+    keep_every_minutes: float | None = None
+    """The first checkpoint of every so many minutes of the clock is kept for good. Null: none."""
+    local_copy: str | None = None
+    """Directory on each node's own disk, as an absolute path, for a second copy of the newest checkpoints' files: a
+    restart on the same nodes then reads no tensors from the storage. Null: none."""
 
     def __post_init__(self) -> None:
         _require_at_least_one("every_steps", self.every_steps)
         _require_at_least_one("keep_last", self.keep_last)
+        if self.keep_every_steps is not None:
+            _require_at_least_one("keep_every_steps", self.keep_every_steps)
+            if self.keep_every_steps % self.every_steps:
+                raise ValueError(
+                    f"keep_every_steps is {self.keep_every_steps} and every_steps {self.every_steps}: few or no "
+                    "checkpoints would fall on it. Make it a multiple of every_steps."
+                )
+        if self.keep_every_minutes is not None and not 0 < self.keep_every_minutes < math.inf:
+            raise ValueError(f"keep_every_minutes is {self.keep_every_minutes}, and must be above 0, or null for none.")
+        if self.local_copy is not None and not self.local_copy.startswith("/"):
+            raise ValueError(
+                f"local_copy is {self.local_copy!r}: workers have other current directories. Write an absolute path, "
+                "such as /local/longhaul, or null for none."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,6 +330,10 @@ class RunConfig:
     """Partitioning of the training state."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Workers and what each one gets."""
+    faults: FaultsConfig = field(default_factory=FaultsConfig)
+    """What failures lead to."""
+    healing: HealingConfig = field(default_factory=HealingConfig)
+    """What is done when numbers go wrong."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """Checkpoints."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -239,9 +352,9 @@ class RunConfig:
                 f"storage is {self.storage!r}: object stores are not supported yet. "
                 "Name a directory that every node sees (NFS, Lustre, a mounted bucket)."
             )
-        if self.resources.workers > self.train.global_batch_size:
+        if self.resources.max_workers > self.train.global_batch_size:
             raise ValueError(
-                f"resources.workers is {self.resources.workers} and train.global_batch_size "
+                f"resources.workers is {self.resources.max_workers} and train.global_batch_size "
                 f"{self.train.global_batch_size}: a worker without a sequence would idle. "
                 "Lower the workers or raise the batch."
             )

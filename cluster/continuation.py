@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,16 +11,18 @@ from typing import Any
 from cluster.checkpoint import (
     CheckpointInfo,
     CheckpointReader,
+    LocalCopies,
     Manifest,
+    VerifiedFiles,
     list_checkpoints,
     reject,
     rejected_for_loss,
-    verify,
 )
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engine import Engine, StateSource
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
+from cluster.healing import HEALING, Decisions
 from cluster.record import EVENTS_NAME, read_lines
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
@@ -43,11 +45,16 @@ class Continuation:
     """State that was loaded. `info` and `manifest` are None where the run begins."""
 
     step: int
-    skips: SkipLedger
+    decisions: Decisions
+    """What healing decided before, after this step too."""
     changes: tuple[str, ...]
     """What was changed since the checkpoint and is allowed."""
+    losses: tuple[float, ...] = ()
+    """Window of losses that the next ones are judged by."""
     info: CheckpointInfo | None = None
     manifest: Manifest | None = None
+    same_next_batch: bool = True
+    """Whether the batch that comes next is the one whose loss the checkpoint holds."""
 
     def check_loss(self, loss: float, precision: Precision) -> str | None:
         """Compare the first loss with that which the saved state gave.
@@ -55,7 +62,7 @@ class Continuation:
         Returns:
             Why the checkpoint must be rejected, or None.
         """
-        if self.manifest is None or self.manifest.next_batch_loss is None:
+        if self.manifest is None or self.manifest.next_batch_loss is None or not self.same_next_batch:
             return None
         expected = self.manifest.next_batch_loss
         tolerance = max(LOSS_TOLERANCE[self.manifest.run["layout"]["precision"]], LOSS_TOLERANCE[precision])
@@ -88,14 +95,19 @@ def load_newest(
         RunRefusedError: What the curve depends on was changed.
     """
     directory = Path(config.storage) / config.name
-    candidates = collectives.from_main(list_checkpoints(directory) if topology.is_main else [])
+    record = RunDirectory(directory)
+    facts, candidates = collectives.from_main(
+        (record.facts() if record.exists() else {}, list_checkpoints(directory)) if topology.is_main else ({}, [])
+    )
+    local = LocalCopies(Path(config.checkpoint.local_copy), directory) if config.checkpoint.local_copy else None
     for info in reversed(candidates):
-        problem = info.problem or collectives.first_error(_damage(info, topology))
+        files = VerifiedFiles(info, local)
+        problem = info.problem or collectives.first_error(files.verify_share(topology.rank, topology.world_size))
         if problem is None and info.manifest is not None:
             changes = _check_continuation(info.manifest, config, plan)
-            engine.load(CheckpointReader(info.directory, info.manifest))
-            skips = SkipLedger.from_json(info.manifest.run["skip_ledger"])
-            return Continuation(step=info.step, skips=skips, changes=changes, info=info, manifest=info.manifest)
+            files.vouch(collectives.sum(files.found_in_storage()))
+            engine.load(CheckpointReader(info.directory, info.manifest, files.path))
+            return _continuation(info, info.manifest, facts, changes, plan=plan)
         if topology.is_main:
             if info.problem is None and problem is not None:
                 reject(info, problem, kind="damage")  # so that retention does not count on it
@@ -109,14 +121,33 @@ def load_newest(
             f"no checkpoint of run {directory} can be used (it has {len(candidates)}); the newest: "
             f"{candidates[-1].problem or 'its files are damaged.'} Restore one from a copy, or begin anew with --fresh."
         )
-    published = collectives.from_main(RunDirectory(directory).facts().get(PUBLISHED_STEP) if topology.is_main else None)
+    published = facts.get(PUBLISHED_STEP)
     if published is not None:
         raise RunRefusedError(
             f"run {directory} has saved checkpoints, the last at step {published}, and none is there now. Bring "
             f"{directory / 'checkpoints'} back (a volume that is not mounted?), or begin anew with --fresh."
         )
     engine.load(initial)
-    return Continuation(step=0, skips=SkipLedger(), changes=())
+    return Continuation(step=0, decisions=Decisions.of(facts, config.healing), changes=())
+
+
+def _continuation(
+    info: CheckpointInfo, manifest: Manifest, facts: Mapping[str, Any], changes: tuple[str, ...], *, plan: DataPlan
+) -> Continuation:
+    """Where a loaded checkpoint leads, under what healing has decided since it was taken."""
+    saved = manifest.run.get(HEALING, {})
+    at_save = SkipLedger.from_json(manifest.run["skip_ledger"])
+    decisions = Decisions.from_json(facts[HEALING]) if HEALING in facts else Decisions(skips=at_save)
+    upcoming = [plan.batch_indices(info.step + 1, skips).tolist() for skips in (at_save, decisions.skips)]
+    return Continuation(
+        step=info.step,
+        decisions=decisions,
+        changes=changes,
+        losses=tuple(saved.get("losses", ())),
+        info=info,
+        manifest=manifest,
+        same_next_batch=upcoming[0] == upcoming[1],
+    )
 
 
 def reject_loaded(
@@ -160,17 +191,6 @@ def _is_told(info: CheckpointInfo, directory: Path) -> bool:
         (row.get("event"), row.get("step"), row.get("reason")) == ("checkpoint_rejected", info.step, rejection.reason)
         for row in read_lines(directory / EVENTS_NAME)
     )
-
-
-def _damage(info: CheckpointInfo, topology: Topology) -> str | None:
-    """Verify this rank's share of a checkpoint's files; together the ranks verify all of them."""
-    if info.manifest is None:
-        return info.problem
-    try:
-        verify(info, info.manifest.files[topology.rank :: topology.world_size])
-    except CheckpointError as error:
-        return str(error)
-    return None
 
 
 def _check_continuation(manifest: Manifest, config: RunConfig, plan: DataPlan) -> tuple[str, ...]:

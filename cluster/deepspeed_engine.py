@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import deepspeed
@@ -22,7 +22,7 @@ import torch.distributed as dist
 from cluster import deepspeed_partitions, flat_state
 from cluster.config import ZeroConfig
 from cluster.engine import FragmentState, MicroBatch, StateSource
-from cluster.optimizers import make_optimizer, set_learning_rate
+from cluster.optimizers import make_optimizer, place, set_learning_rate
 from cluster.topology import Precision, Topology
 from cluster.torch_engine import clip_gradients
 from cluster.zero_options import zero_settings
@@ -30,10 +30,11 @@ from llm.accounting import parameter_shapes
 from llm.config import OptimizerConfig
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
-from llm.optimizer import parameter_groups
+from llm.optimizer import parameter_groups, torch_parameter_groups
 from llm.transformer import Transformer
 
 logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+logging.getLogger("DeepSpeed").addFilter(lambda record: "untested optimizer" not in record.getMessage())  # tested here
 warnings.filterwarnings("ignore", category=FutureWarning, module="deepspeed")
 warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
 
@@ -80,19 +81,16 @@ class DeepSpeedEngine:
         )
         model = _built(build_model, settings, zero.stage, precision)
         model.to(topology.device)
-        groups = parameter_groups(model, optimizer.weight_decay, shapes=parameter_shapes(model.config))
-        client = make_optimizer(
-            [{"params": [p for _, p in group.parameters], "weight_decay": group.weight_decay} for group in groups],
-            optimizer,
-        )
-        self._group_of = {name: group.name for group in groups for name, _ in group.parameters}
-        self._names = {id(parameter): name for name, parameter in model.named_parameters()}
+        groups = parameter_groups(model, optimizer.weight_decay, parameter_shapes(model.config), optimizer.name)
+        client = make_optimizer(torch_parameter_groups(groups), optimizer, precision)
+        group_of = {name: group.name for group in groups for name, _ in group.parameters}
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
         with contextlib.redirect_stdout(None):
             self._engine, self._zero, _, _ = deepspeed.initialize(model=model, optimizer=client, config=settings)
         self._inner: torch.optim.Optimizer = client if self._replicated else self._zero.optimizer
-        self._owned, self._held = deepspeed_partitions.placements(
-            self._engine, self._zero, zero.stage, self._names, self._group_of, topology
-        )
+        placements = deepspeed_partitions.placements(self._engine, self._zero, zero.stage, names, group_of, topology)
+        self._owned, self._held = placements.owned, placements.held
+        place(client, placements.all, topology.device, partitioned=not self._replicated)
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward; see `Engine.accumulate`."""
@@ -108,10 +106,18 @@ class DeepSpeedEngine:
         set_learning_rate(self._inner, learning_rate)
         if self._replicated:
             norm = clip_gradients(list(self._engine.module.parameters()), self._clip_norm)
-            self._engine.step()
-            return norm
-        self._engine.step()
-        return torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+            if torch.isfinite(norm):
+                self._engine.step()
+        else:
+            self._engine.step()  # updates nothing where the norm is not finite, which it then reports as inf
+            norm = torch.as_tensor(self._engine.get_global_grad_norm(), dtype=torch.float32)
+        if not torch.isfinite(norm):
+            self.discard()
+        return norm
+
+    def discard(self) -> None:
+        """Drop the gradients; see `Engine.discard`."""
+        deepspeed_partitions.clear_gradients(self._engine, self._zero, self._replicated)
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only; see `Engine.evaluate`."""
@@ -126,9 +132,9 @@ class DeepSpeedEngine:
             logits: torch.Tensor = self._engine(tokens, cache=cache)
         return logits
 
-    def snapshot(self) -> list[FragmentState]:
+    def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:
         """Host copies of this rank's part; see `Engine.snapshot`."""
-        return flat_state.snapshot(self._owned, self._inner)
+        return flat_state.snapshot(self._owned, self._inner, reuse)
 
     def load(self, source: StateSource) -> None:
         """Set this rank's part, then the parameters that all ranks compute with; see `Engine.load`."""
@@ -169,8 +175,8 @@ def deepspeed_settings(
 
     Gradients are reduced and added up in fp32 whatever the precision, so that the loss law does not depend on the
     world size beyond rounding. ZeRO 0 in bf16 keeps fp32 parameters and computes under autocast, because DeepSpeed has
-    no stage 0 with bf16 parameters and fp32 accumulation. An optimizer that is offloaded stays torch's fused AdamW,
-    which has a CPU form: DeepSpeed's own is a C++ extension that each node would compile at the first start.
+    no stage 0 with bf16 parameters and fp32 accumulation. An optimizer that is offloaded stays ours, whose fused
+    steps have CPU forms: DeepSpeed's own is a C++ extension that each node would compile at the first start.
     """
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch_size,
@@ -217,8 +223,8 @@ def _join_process_group(topology: Topology) -> None:
 def _load_muon_uncompiled() -> None:
     """Import DeepSpeed's Muon without its `torch.compile` decorators.
 
-    Every ZeRO optimizer imports it, only to see that it is not the one in use; the decorators would load torch's
-    compiler, seconds of each start. Whoever makes Muon an optimizer of ours must drop this.
+    Every ZeRO optimizer imports it, only to see that it is not the one in use (ours is `cluster.muon`); the decorators
+    would load torch's compiler, seconds of each start.
     """
     name = "deepspeed.runtime.zero.muon.original_muon"
     if name in sys.modules:

@@ -8,14 +8,15 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
 from cluster.errors import ResourcesError, RunBusyError
 from cluster.guardian import Charge, start_guardian
 from cluster.lease import Lease, forget, hold
-from cluster.preflight import check_cluster
+from cluster.post_mortem import write_post_mortem
+from cluster.preflight import check_cluster, examine_node
 from cluster.ray_cluster import Cluster, connect
 from cluster.ray_session import Desk, Listener, train_on_ray
 from cluster.record import METRICS_NAME, EventsLog, read_lines
@@ -138,6 +139,7 @@ def _train(
     _keep_tokenizer(config, directory)
     events = EventsLog(directory, clock=time.time)
     tracking = _tracking(config, launch, record)
+    fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
     desk = Desk(
         lease=lease,
         tracking=tracking,
@@ -145,20 +147,24 @@ def _train(
         listener=listener,
         private_cluster=launch.ray_address is None,
         job=_job_facts(launch),
+        examine=lambda node_id: examine_node(Path(config.storage), fingerprints, node_id),
     )
     try:
         result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
         lease.check()
     except BaseException as error:
         lease.check()  # if another driver has the run by now, the record is his, and that is what there is to say
-        events.write("failed", reason=str(error) or type(error).__name__)
+        reason = str(error) or type(error).__name__
+        events.write("failed", reason=reason)
+        write_post_mortem(directory, status="failed", reason=reason, failures=desk.failures)
         if isinstance(error, Exception):  # a person at the keyboard does not wait for W&B
             announce_failure(tracking, directory, str(error))
         raise
-    status = "finished" if result["finished"] else "stopped"
+    status: Literal["finished", "stopped"] = "finished" if result["finished"] else "stopped"
     listener({"type": "event", **events.write(status, step=result["step"])})
     outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
     record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
+    write_post_mortem(directory, status=status, reason=None, failures=())
     return outcome
 
 

@@ -59,11 +59,14 @@ class StateSource(Protocol):
     def scalars(self, name: str) -> Mapping[str, float]:
         """Scalar optimizer states of a parameter; empty when it was never updated."""
 
-    def tensor_names(self) -> Sequence[str]:
-        """Tensor states held besides the master, for example exp_avg and exp_avg_sq; empty before any update."""
+    def tensor_names(self, name: str) -> Sequence[str]:
+        """Tensor states of a parameter besides the master, for example exp_avg and exp_avg_sq; empty before any."""
 
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         """fp32 CPU tensor of `fragment.length` elements, of the master or of a named optimizer state."""
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a one-dimensional tensor of any device to what `read` gives, holding little beside it."""
 
 
 class Engine(Protocol):
@@ -78,7 +81,23 @@ class Engine(Protocol):
         """
 
     def update(self, learning_rate: float) -> torch.Tensor:
-        """Clip, update every parameter and clear the gradients; returns the global gradient norm before clipping."""
+        """Clip, update every parameter and clear the gradients.
+
+        Where the norm of the gradients is not finite nothing is updated: masters, optimizer states and step counts stay
+        bit for bit what they were, and the gradients are cleared. All ranks then agree, because the norm is global.
+
+        Args:
+            learning_rate: Rate of this step, for all parameters.
+
+        Returns:
+            Scalar: global 2-norm of the gradients before clipping; inf or nan where nothing was updated.
+        """
+
+    def discard(self) -> None:
+        """Drop what `accumulate` added up since the last update, as if those micro-batches had never been run.
+
+        No communication; every rank must do it at the same place, before the next `accumulate`.
+        """
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only."""
@@ -94,8 +113,13 @@ class Engine(Protocol):
             Shape: (B, T, V).
         """
 
-    def snapshot(self) -> list[FragmentState]:
-        """Copies in host memory of all that this rank owns; the training may go on at once."""
+    def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:
+        """Copies in host memory of all that this rank owns; the training may go on at once.
+
+        Args:
+            reuse: An earlier snapshot that nobody needs any more; its memory is taken where the fragments are the same.
+                Memory that was touched before takes a third of the time to fill.
+        """
 
     def load(self, source: StateSource) -> None:
         """Set all that this rank owns, and the parameters computed with, from a source."""

@@ -12,6 +12,9 @@ class RunRefusedError(ClusterError):
 class RunBusyError(ClusterError):
     """Another process is writing this run."""
 
+    exit_code = 75
+    """Of the command, so that a job that was refused for this is told from one that had the run (EX_TEMPFAIL)."""
+
 
 class RunNotFoundError(ClusterError):
     """A run or checkpoint named by the user does not exist."""

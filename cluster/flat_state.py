@@ -6,6 +6,7 @@ states of the same shape under the same key. DeepSpeed's partitions and plain pa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -26,20 +27,35 @@ class Placement:
         """The fragment's part of a tensor shaped like `flat`."""
         return tensor.detach().view(-1).narrow(0, self.start, self.fragment.length)
 
+    @property
+    def whole(self) -> bool:
+        """Whether the fragment is the whole parameter."""
+        return self.fragment.length == math.prod(self.fragment.shape)
 
-def snapshot(placements: Iterable[Placement], optimizer: torch.optim.Optimizer) -> list[FragmentState]:
-    """Copy masters and optimizer states of the placed fragments to host memory."""
+
+def snapshot(
+    placements: Iterable[Placement], optimizer: torch.optim.Optimizer, reuse: Iterable[FragmentState] = ()
+) -> list[FragmentState]:
+    """Copy masters and optimizer states of the placed fragments to host memory.
+
+    Args:
+        placements: The fragments.
+        optimizer: Holds their states.
+        reuse: An earlier snapshot, whose tensors are overwritten where they belong to the same fragments.
+    """
+    spare = {(held.fragment, name): tensor for held in reuse for name, tensor in held.tensors.items()}
     states = []
     for placement in placements:
         own = optimizer.state.get(placement.flat, {})
-        tensors = {MASTER: _host_copy(placement.view(placement.flat))}
+        fragment = placement.fragment
+        tensors = {MASTER: _host_copy(placement.view(placement.flat), spare.get((fragment, MASTER)))}
         scalars: dict[str, float] = {}
         for name, value in own.items():
             if isinstance(value, torch.Tensor) and value.numel() == placement.flat.numel() and value.dim() > 0:
-                tensors[name] = _host_copy(placement.view(value))
+                tensors[name] = _host_copy(placement.view(value), spare.get((fragment, name)))
             else:
                 scalars[name] = float(value)
-        states.append(FragmentState(placement.fragment, tensors, scalars))
+        states.append(FragmentState(fragment, tensors, scalars))
     return states
 
 
@@ -51,17 +67,20 @@ def load(placements: Iterable[Placement], optimizer: torch.optim.Optimizer, sour
         optimizer.state.pop(flat, None)
     for placement in placements:
         fragment, flat = placement.fragment, placement.flat
-        placement.view(flat).copy_(source.read(fragment, MASTER))
-        own = optimizer.state[flat] if source.tensor_names() or source.scalars(fragment.name) else {}
-        for name, value in source.scalars(fragment.name).items():
+        source.read_into(fragment, MASTER, placement.view(flat))
+        scalars, tensors = source.scalars(fragment.name), source.tensor_names(fragment.name)
+        own = optimizer.state[flat] if scalars or tensors else {}
+        for name, value in scalars.items():
             own[name] = torch.tensor(value, dtype=torch.float32, device=_scalar_device(optimizer, flat))
-        for name in source.tensor_names():
+        for name in tensors:
             if name not in own:
                 own[name] = torch.zeros_like(flat, requires_grad=False)
-            placement.view(own[name]).copy_(source.read(fragment, name))
+            source.read_into(fragment, name, placement.view(own[name]))
 
 
-def _host_copy(tensor: torch.Tensor) -> torch.Tensor:
+def _host_copy(tensor: torch.Tensor, target: torch.Tensor | None) -> torch.Tensor:
+    if target is not None:
+        return target.copy_(tensor.detach())
     return tensor.detach().to(device="cpu", dtype=torch.float32, copy=True)
 
 

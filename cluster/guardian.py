@@ -25,6 +25,9 @@ NAMESPACE = "longhaul"
 _POLL_SECONDS = 1.0
 _PAUSE_SECONDS = 2.0
 _BARREN_DEATHS = 3
+_NAME = "guardian-of-"
+_LISTED = 1000
+"""So many guardians are asked for, of a cluster's whole life."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +124,10 @@ class Guardian:
         self._charge = charge
         threading.Thread(target=self._work, name="guardian", daemon=True).start()
 
+    def __repr__(self) -> str:
+        """The run's directory: Ray lists it with the actor, so that the Jobs API's users learn whose job this is."""
+        return self._charge.run_directory
+
     def ready(self) -> bool:
         """Answers once the actor is there."""
         return True
@@ -144,7 +151,29 @@ class Guardian:
 
 def actor_name(origin: str) -> str:
     """Name of a chain's guardian."""
-    return f"guardian-of-{origin}"
+    return f"{_NAME}{origin}"
+
+
+def watched_directories(dashboard_url: str) -> dict[str, str]:
+    """Directories of the runs that have or had a guardian, by the first submission of their chain.
+
+    Args:
+        dashboard_url: Where the cluster's API answers.
+    """
+    from ray.util.state import list_actors
+
+    actors = list_actors(
+        address=dashboard_url,
+        filters=[("class_name", "=", Guardian.__name__)],
+        limit=_LISTED,
+        detail=True,
+        raise_on_missing_output=False,
+    )
+    return {
+        actor.name.removeprefix(_NAME): actor.repr_name
+        for actor in actors
+        if (actor.name or "").startswith(_NAME) and actor.repr_name
+    }
 
 
 def start_guardian(charge: Charge) -> None:

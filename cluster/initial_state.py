@@ -22,7 +22,7 @@ class InitialState:
         """No parameter has been updated yet."""
         return {}
 
-    def tensor_names(self) -> Sequence[str]:
+    def tensor_names(self, name: str) -> Sequence[str]:
         """The optimizer has no state yet."""
         return ()
 
@@ -32,3 +32,7 @@ class InitialState:
             raise KeyError(f"the initial state holds no {state!r}")
         value = initial_value(fragment.name, fragment.shape, self._config, self._seed)
         return value.reshape(-1)[fragment.offset : fragment.offset + fragment.length]
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a tensor to the fragment's initial values."""
+        target.copy_(self.read(fragment, state))

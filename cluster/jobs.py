@@ -8,11 +8,13 @@ import logging
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from cluster.errors import JobError, JobRefusedError
-from cluster.submission import ORIGIN, PREDECESSOR, RUN, VERB, chain, driver_was_killed
+from cluster.guardian import watched_directories
+from cluster.job import Job, choose, describe, in_the_way
+from cluster.job_problems import connection_errors, explanation, first_line, is_refusal
+from cluster.submission import RUN, chain
 
 logger = logging.getLogger(__name__)
 
@@ -24,70 +26,16 @@ _TALKATIVE = (
     "ray._private.runtime_env.packaging",
 )
 """Ray's loggers that tell of every upload and connection."""
-_TOKEN_REFUSED = ("Authentication required", "Authentication failed", "status code 401", "status code 403")
-"""Marks of Ray's errors when a cluster asks for a token or does not accept the one it got."""
 _NO_AGENT = "No available agent to submit job"
 _AGENT_SECONDS = 60.0
 _POLL_SECONDS = 1.0
 _SILENCE_SECONDS = 60.0
 """A log connection that said nothing for so long is made anew: a cut one may look alive for ever."""
 _LONGEST_PAUSE_SECONDS = 30.0
+_ATTEMPTS_AT_AN_OLD_LOG = 3
+"""How often the output of a job that has ended is asked for in vain."""
 _SUCCESSOR_SECONDS = 60.0
 """How long the guardian of a killed driver is given to submit the job again."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """A submission as the cluster describes it."""
-
-    id: str
-    status: str
-    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED."""
-    entrypoint: str
-    message: str
-    exit_code: int | None
-    start_unix_seconds: float | None
-    end_unix_seconds: float | None
-    metadata: dict[str, str]
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing runs any more."""
-        return self.status in ("STOPPED", "SUCCEEDED", "FAILED")
-
-    @property
-    def run(self) -> str | None:
-        """Name of the run that it trains."""
-        return self.metadata.get(RUN)
-
-    @property
-    def verb(self) -> str | None:
-        """What it does."""
-        return self.metadata.get(VERB)
-
-    @property
-    def origin(self) -> str:
-        """First submission of its chain."""
-        return self.metadata.get(ORIGIN, self.id)
-
-    @property
-    def continues(self) -> str | None:
-        """The submission whose driver died."""
-        return self.metadata.get(PREDECESSOR)
-
-    @property
-    def driver_was_killed(self) -> bool:
-        """Whether its guardian will submit it again."""
-        return driver_was_killed(self.status, self.exit_code)
-
-    @property
-    def result(self) -> int:
-        """Exit code for the shell of the person who waits."""
-        if self.status == "SUCCEEDED":
-            return 0
-        if self.status == "STOPPED":
-            return 130
-        return self.exit_code if self.exit_code is not None and self.exit_code > 0 else 1
 
 
 class Jobs:
@@ -153,39 +101,52 @@ class Jobs:
     def all(self) -> list[Job]:
         """All submissions, oldest first."""
         with self._explained():
-            found = [_job(details) for details in self._client.list_jobs() if details.submission_id]
-        return sorted(found, key=lambda job: job.start_unix_seconds or 0.0)
+            found = [details for details in self._client.list_jobs() if details.submission_id]
+        return sorted(self._described(found), key=lambda job: job.start_unix_seconds or 0.0)
 
-    def get(self, reference: str) -> Job:
-        """A job by its submission id, or by the name of its run: the one that is at work, else the newest.
+    def get(self, reference: str, say: Callable[[str], None] = logger.debug) -> Job:
+        """A job by its submission id, or by the name of its run: the one that is at work, else the newest that had it.
+
+        Args:
+            reference: Submission id or name.
+            say: Told of jobs that have the name in common with the chosen one, and do something else.
 
         Raises:
             JobRefusedError: There is none, or several of that name are at work.
         """
-        known = self.all()
-        for job in known:
-            if job.id == reference:
-                return job
-        of_run = [job for job in known if job.run == reference]
-        at_work = [job for job in of_run if not job.ended]
-        if len(at_work) > 1:
+        job, namesakes = choose(self.all(), reference, self.address)
+        for other in namesakes:
+            say(f"{job.id} is meant; job {other.id} ({other.verb}) has the same name, and only its id means it")
+        return job
+
+    def require_free(self, directory: str) -> None:
+        """Make sure that no job at work trains a run, before another one is submitted for it.
+
+        Args:
+            directory: The run's, that is `storage/name`.
+
+        Raises:
+            JobRefusedError: One does.
+        """
+        job = in_the_way(self.all(), directory)
+        if job is not None:
             raise JobRefusedError(
-                f"several jobs on {self.address} work on a run called {reference!r}: "
-                f"{', '.join(job.id for job in at_work)}. Name one of them."
+                f"job {job.id} on {self.address} works on run {job.run!r} already"
+                f"{f' in {job.directory}' if job.directory else ''} ({job.status.lower()}), and two drivers cannot "
+                f"write one run. Nothing was submitted. Follow it with `longhaul jobs logs {job.id} --follow`, stop it "
+                f"with `longhaul jobs stop {job.id}`, or give this run another name with name=NAME."
             )
-        if of_run:
-            return at_work[0] if at_work else of_run[-1]
-        names = ", ".join(job.id for job in known[-5:]) or "none at all"
-        raise JobRefusedError(
-            f"there is no job {reference!r} on {self.address}: no submission id and no name of a run. The newest jobs "
-            f"there: {names}. `longhaul jobs list` shows all."
-        )
 
     def newest_of_chain(self, job: Job) -> Job:
         """The last submission of the chain that a job belongs to."""
-        with self._explained():
-            details = chain(self._client.list_jobs(), job.origin)
-        return _job(details[-1]) if details else job
+        members = self._chain(job)
+        return members[-1] if members else job
+
+    def next_of_chain(self, job: Job) -> Job | None:
+        """The submission that took a job's place; None where there is none so far."""
+        members = self._chain(job)
+        later = [place + 1 for place, member in enumerate(members) if member.id == job.id]
+        return members[later[0]] if later and later[0] < len(members) else None
 
     def logs(self, job: Job) -> str:
         """All that a job has printed so far."""
@@ -229,20 +190,20 @@ class Jobs:
             job = successor
 
     def successor(self, job: Job) -> Job | None:
-        """The submission that a guardian makes after a driver was killed; None where none comes."""
+        """The submission that a guardian makes, or made, after a driver was killed; None where none comes."""
         deadline = time.monotonic() + _SUCCESSOR_SECONDS
         while time.monotonic() < deadline:
             with contextlib.suppress(JobError):
-                newest = self.newest_of_chain(job)
-                if newest.id != job.id:
-                    return newest
+                following = self.next_of_chain(job)
+                if following is not None:
+                    return following
             time.sleep(_POLL_SECONDS)
         return None
 
     def _follow_one(self, job: Job, write: Callable[[str], None], say: Callable[[str], None]) -> Job:
         output = _Output(write)
-        lost: tuple[type[Exception], ...] = (JobError, *_connection_errors())
-        pause = _POLL_SECONDS
+        lost: tuple[type[Exception], ...] = (JobError, *connection_errors())
+        pause, failures = _POLL_SECONDS, 0
         while True:
             try:
                 asyncio.run(self._tail(job.id, output))
@@ -250,13 +211,25 @@ class Jobs:
                 if job.ended:
                     output.take(self.logs(job), 0)  # with what was printed after the connection's last message
                     return job
-                pause = _POLL_SECONDS
+                pause, failures = _POLL_SECONDS, 0
             except (JobRefusedError, _WriteError):
                 raise
             except lost as error:
-                say(f"the connection to {self.address} was lost ({_first_line(str(error))}); the job goes on")
+                failures += 1
+                ended = self._ended(job)
+                if ended is not None and failures >= _ATTEMPTS_AT_AN_OLD_LOG:  # a log is lost with its node
+                    say(f"the output of job {job.id} cannot be had any more ({first_line(str(error))})")
+                    return ended
+                say(f"the connection to {self.address} was lost ({first_line(str(error))}); the job goes on")
                 pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
             time.sleep(pause)
+
+    def _ended(self, job: Job) -> Job | None:
+        """The job where it is known to have ended."""
+        with contextlib.suppress(JobError):
+            now = self.get(job.id)
+            return now if now.ended else None
+        return None
 
     async def _tail(self, job_id: str, output: _Output) -> None:
         """Write a job's log until the connection ends or says nothing for a while."""
@@ -270,15 +243,30 @@ class Jobs:
             output.take(text, seen)
             seen += len(text)
 
+    def _chain(self, job: Job) -> list[Job]:
+        """The submissions of a job's chain, oldest first."""
+        with self._explained():
+            return self._described(chain(self._client.list_jobs(), job.origin))
+
+    def _described(self, found: list[Any]) -> list[Job]:
+        """Jobs out of Ray's details; the guardians know the runs of those that plain `ray job submit` sent."""
+        silent = any(RUN not in (details.metadata or {}) and "launcher" in details.entrypoint for details in found)
+        directories: dict[str, str] = {}
+        if silent:
+            try:
+                directories = watched_directories(self.address)
+            except connection_errors() as error:  # then such jobs have only their ids
+                logger.debug("the guardians of %s cannot be listed: %s", self.address, error)
+        return [describe(details, directories) for details in found]
+
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:
         """Turn what Ray's client raises into an error with a remedy."""
         try:
             yield
-        except _connection_errors() as error:
+        except connection_errors() as error:
             text = str(error)
-            refused = any(mark in text for mark in (*_TOKEN_REFUSED, "status code 404"))
-            raise (JobRefusedError if refused else JobError)(_explanation(self.address, text)) from error
+            raise (JobRefusedError if is_refusal(text) else JobError)(explanation(self.address, text)) from error
 
 
 class _WriteError(Exception):
@@ -305,45 +293,3 @@ class _Output:
             except OSError as error:  # ours, not the connection's: whoever read our output has gone
                 raise _WriteError(error) from error
             self._written += len(new)
-
-
-def _connection_errors() -> tuple[type[Exception], ...]:
-    import aiohttp
-    import requests
-    from ray.exceptions import RayError
-
-    return (RuntimeError, ValueError, OSError, RayError, requests.exceptions.RequestException, aiohttp.ClientError)
-
-
-def _explanation(address: str, text: str) -> str:
-    if any(mark in text for mark in _TOKEN_REFUSED):
-        return (
-            f"the cluster at {address} asks for a token, and did not accept this command's: {_first_line(text)}. Put "
-            "the cluster's token into ~/.ray/auth_token (or name its file in RAY_AUTH_TOKEN_PATH) and set "
-            "RAY_AUTH_MODE=token."
-        )
-    if "status code 413" in text:
-        return f"the cluster at {address} refuses the working directory as too large: {_first_line(text)}."
-    if "onnect" in text:
-        return (
-            f"the cluster at {address} does not answer: {_first_line(text)}. Check the address and port of the head's "
-            "dashboard, and that it listens there (`ray start --head --dashboard-host=0.0.0.0`)."
-        )
-    return f"the cluster at {address} refused the request: {_first_line(text)}"
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0].rstrip(".")[:500] if text.strip() else "no reason given"
-
-
-def _job(details: Any) -> Job:
-    return Job(
-        id=details.submission_id,
-        status=details.status.value,
-        entrypoint=details.entrypoint,
-        message=details.message or "",
-        exit_code=details.driver_exit_code,
-        start_unix_seconds=details.start_time / 1000 if details.start_time else None,
-        end_unix_seconds=details.end_time / 1000 if details.end_time else None,
-        metadata=dict(details.metadata or {}),
-    )

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.errors import RunBusyError
+from cluster.process_clock import start_ticks
 from data_pipeline.publish import write_atomically
 
 logger = logging.getLogger(__name__)
@@ -168,7 +169,7 @@ def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> 
     if record is None or record.released:
         return None
     if record.place == _place():
-        return record if _process_start(record.process) == record.process_start else None
+        return record if start_ticks(record.process) == record.process_start else None
     deadline = time.monotonic() + expiry_seconds
     while time.monotonic() < deadline:
         time.sleep(_WATCH_SECONDS)
@@ -207,7 +208,7 @@ def _take(
             holder=secrets.token_hex(8),
             place=_place(),
             process=os.getpid(),
-            process_start=_process_start(os.getpid()) or 0,
+            process_start=start_ticks(os.getpid()) or 0,
             job=job,
             renewals=0,
             released=False,
@@ -269,13 +270,3 @@ def _place() -> str:
     """Host, boot and process namespace: where process numbers can be compared."""
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{os.uname().nodename}/{boot}/{os.stat('/proc/self/ns/pid').st_ino}"
-
-
-def _process_start(process: int) -> int | None:
-    """Start time of a live process in clock ticks since boot (proc(5), field 22); None where there is none."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return None
-    fields = stat.rpartition(")")[2].split()
-    return None if fields[0] in ("Z", "X") else int(fields[19])

@@ -4,50 +4,81 @@ from __future__ import annotations
 
 import logging
 import threading
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.faults import Decision
+
+if TYPE_CHECKING:  # the actor needs no torch
+    from cluster.train_loop import Regroup
+
 _POLL_SECONDS = 0.5
 
 
+@dataclass(frozen=True, kw_only=True)
+class Wishes:
+    """What the driver wants of the workers."""
+
+    stop: bool = False
+    """To save and end, because the run is to stop."""
+    regroup: Regroup = "no"
+    """To save and end, because other workers are to take over."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """All that the driver says, again with each exchange."""
+
+    wishes: Wishes = field(default_factory=Wishes)
+    verdicts: Mapping[str, Decision] = field(default_factory=dict)
+    """What follows each failure of the workers, by its number."""
+    wandb_key: str | None = field(default=None, repr=False)
+
+
 class Mailbox:
-    """Keeps messages for the driver until it fetches them, and for the workers the wish to stop and the W&B key."""
+    """Keeps messages for the driver until it fetches them, and for the workers what the driver wants."""
 
     def __init__(self) -> None:
         self._messages: list[dict[str, Any]] = []
-        self._stop = False
-        self._wandb_key: str | None = None
-        self._failures = 0
+        self._orders = Orders()
+        self._asked: set[str] = set()
 
     def wandb_key(self) -> str | None:
         """The W&B API key."""
-        return self._wandb_key
+        return self._orders.wandb_key
 
     def post(self, message: dict[str, Any]) -> None:
         """Add a message."""
         self._messages.append(message)
-        if message.get("event") == "checkpoint_saved":
-            self._failures = 0
 
-    def exchange(self, stop: bool, wandb_key: str | None) -> list[dict[str, Any]]:
+    def exchange(self, orders: Orders) -> list[dict[str, Any]]:
         """Take all messages, oldest first, and say again what the driver wants, in case this actor was restarted.
 
         The W&B key is kept in memory here alone: Ray shows and stores what jobs, trainers and new actors are told.
         """
-        self._stop, self._wandb_key = stop, wandb_key
+        self._orders = orders
         messages, self._messages = self._messages, []
         return messages
 
-    def may_retry(self, max_failures: int) -> bool:
-        """Count a failure; whether the run may go on after it, a checkpoint since the last ones making up for them."""
-        self._failures += 1
-        return max_failures < 0 or self._failures <= max_failures
+    def verdict(self, report: dict[str, Any]) -> Decision | None:
+        """What follows a failure of the workers; None until the driver has decided.
 
-    def stop_requested(self) -> bool:
-        """Whether the driver asked for that."""
-        return self._stop
+        Args:
+            report: The failure, with its number; asked again and again, so that a restart of this actor loses nothing.
+        """
+        number = report["number"]
+        if number not in self._orders.verdicts and number not in self._asked:
+            self._asked.add(number)
+            self._messages.append(report)
+        return self._orders.verdicts.get(number)
+
+    def wishes(self) -> Wishes:
+        """What the driver wants of the workers."""
+        return self._orders.wishes
 
 
 def start_mailbox() -> Any:
@@ -61,14 +92,14 @@ def start_mailbox() -> Any:
 
 
 class MailboxLink:
-    """A worker's end of the mailbox: posting returns at once, and the wish to stop is looked up by a thread."""
+    """A worker's end of the mailbox: posting returns at once, and the driver's wishes are looked up by a thread."""
 
-    def __init__(self, mailbox: Any, *, watch_stop: bool) -> None:
+    def __init__(self, mailbox: Any, *, watch_wishes: bool) -> None:
         self._mailbox = mailbox
-        self._stop = threading.Event()
+        self._wishes = Wishes()
         self._closed = threading.Event()
-        if watch_stop:
-            threading.Thread(target=self._watch, name="stop-watch", daemon=True).start()
+        if watch_wishes:
+            threading.Thread(target=self._watch, name="wishes", daemon=True).start()
 
     def post(self, message: dict[str, Any]) -> None:
         """Send a message; never waits."""
@@ -80,18 +111,20 @@ class MailboxLink:
 
     def stop_requested(self) -> bool:
         """Whether the driver wants the run to save and end."""
-        return self._stop.is_set()
+        return self._wishes.stop
+
+    def regroup_requested(self) -> Regroup:
+        """Whether the driver wants this rank to end for other workers to take over, and how long that can wait."""
+        return self._wishes.regroup
 
     def close(self) -> None:
         """End the watching thread, once every message sent so far has arrived."""
         self._closed.set()
-        ray.get(self._mailbox.stop_requested.remote())  # an actor takes one caller's calls in order
+        ray.get(self._mailbox.wishes.remote())  # an actor takes one caller's calls in order
 
     def _watch(self) -> None:
         while not self._closed.wait(_POLL_SECONDS):
-            if ray.get(self._mailbox.stop_requested.remote()):
-                self._stop.set()
-                return
+            self._wishes = ray.get(self._mailbox.wishes.remote())
 
 
 class MailboxLogHandler(logging.Handler):

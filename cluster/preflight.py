@@ -63,7 +63,8 @@ def check_cluster(
     """
     nodes = live_nodes()
     gpus_per_worker = resolve_gpus(config.resources, nodes, device_so_far, say)
-    check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=config.resources.workers)
+    for workers in range(config.resources.min_workers, config.resources.max_workers + 1):
+        check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=workers)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
         _check_nodes(Path(config.storage), fingerprints, nodes)
@@ -94,14 +95,29 @@ def resolve_gpus(
     else:
         per_worker = wanted.gpus_per_worker
     room = room_for_workers(nodes, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=per_worker)
-    if room < wanted.workers:
+    if room < wanted.min_workers:
         raise ResourcesError(
-            f"the run asks for {wanted.workers} workers with {wanted.cpus_per_worker} CPU cores and {per_worker} GPUs "
-            f"each, and the cluster has room for {room} (live nodes: {len(nodes)}, CPU cores: "
+            f"the run asks for {wanted.min_workers} workers with {wanted.cpus_per_worker} CPU cores and {per_worker} "
+            f"GPUs each, and the cluster has room for {room} (live nodes: {len(nodes)}, CPU cores: "
             f"{sum(node.cpus for node in nodes)}, GPUs: {gpus}): it would wait for ever. "
             "Lower resources.workers or cpus_per_worker, set gpus_per_worker=0 to train on CPUs, or add nodes."
         )
     return per_worker
+
+
+def examine_node(storage: Path, fingerprints: Mapping[str, str], node_id: str) -> str | None:
+    """Check a node that joined a running cluster as those that were there at the start.
+
+    Returns:
+        Why it cannot take workers of the run; None where it can.
+    """
+    from ray.exceptions import RayError
+
+    try:
+        _check_nodes(storage, fingerprints, [node for node in live_nodes() if node.id == node_id])
+    except (ResourcesError, StorageError, DataError, OSError, RayError) as error:
+        return str(error)
+    return None
 
 
 def _check_nodes(storage: Path, fingerprints: Mapping[str, str], nodes: list[Node]) -> None:

@@ -21,12 +21,14 @@ _RAY_ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     "RAY_ENABLE_AUTO_CONNECT": "0",
     "TOKENIZERS_PARALLELISM": "false",
 }
-"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output, and a second
-cluster that starts by itself when a thread asks for something after the shutdown."""
+"""Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output, a wait
+for the deadline of a node that is taken back, and a second cluster that starts by itself when a thread asks for
+something after the shutdown."""
 
 
 @dataclass(frozen=True, kw_only=True)

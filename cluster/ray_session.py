@@ -6,29 +6,36 @@ import contextlib
 import os
 import secrets
 import shutil
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import TrainingFailedError
+from cluster.failure import WorkerFailure
+from cluster.hang_watch import HangWatch, Tell
+from cluster.inquest import Inquest
 from cluster.lease import Lease
-from cluster.ray_cluster import free_placement_groups, live_nodes, room_for_workers
+from cluster.ray_cluster import free_placement_groups
+from cluster.ray_room import Examine, Room
 from cluster.record import EventsLog
+from cluster.room_watch import RoomWatch
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
+from cluster.stop_wish import StopWish
+from cluster.verdicts import Verdicts
 from cluster.wandb_mirror import TrackingSettings
+
+if TYPE_CHECKING:
+    from cluster.ray_worker import GroupTerms
 
 Listener = Callable[[dict[str, Any]], None]
 
 _POLL_SECONDS = 0.2
-_SAME_WISH_SECONDS = 1.0
 _FATAL_GRACE_SECONDS = 15.0
-_ROOM_CHECK_SECONDS = 15.0
+_LEASE_CHECK_SECONDS = 15.0
 _BEGINNINGS = ("started", "resumed")
 
 
@@ -48,6 +55,10 @@ class Desk:
     """Whether the cluster ends with the command."""
     job: dict[str, str]
     """Submission that the driver runs as, put into the events that begin an attempt; empty outside a Ray job."""
+    examine: Examine = lambda node_id: None
+    """Looks at nodes that join an elastic run."""
+    failures: list[WorkerFailure] = field(default_factory=list)
+    """How the last group of workers that failed ended, filled in by the session."""
 
 
 def train_on_ray(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
@@ -65,80 +76,152 @@ def train_on_ray(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict
         RunBusyError: Another driver took the run.
         TrainingFailedError: Workers failed too often, or the cluster did.
     """
-    return _Session(config, desk).run(gpus_per_worker)
+    return _Session(config, desk, gpus_per_worker).run()
 
 
 class _Session:
-    """Ray Train at work, seen from the driver: messages in, events and progress out, signals obeyed."""
+    """Groups of workers, one after another, until the run ends."""
 
-    def __init__(self, config: RunConfig, desk: Desk) -> None:
+    def __init__(self, config: RunConfig, desk: Desk, gpus_per_worker: int) -> None:
         from cluster.mailbox import start_mailbox
 
         self._config = config
         self._desk = desk
+        self._gpus_per_worker = gpus_per_worker
         self._listener = desk.listener
         self._mailbox = start_mailbox()
-        self._last_message = time.monotonic()
-        self._next_room_check = 0.0
+        self._inquest = Inquest()
+        self._room = Room(config.resources, gpus_per_worker, desk.examine)
+        self._watch = RoomWatch(
+            config.resources, gpus_per_worker, self._room, say=self._say, write_event=self._write_event
+        )
+        self._verdicts = Verdicts(config, self._room.elastic, self._run_directory, desk.failures)
+        self._hangs = HangWatch(
+            self._run_directory,
+            timeout_seconds=config.faults.hang_timeout_seconds,
+            tell=Tell(
+                event=self._write_event,
+                failure=lambda each: self._inquest.take({"type": "failure", **asdict(each)}),
+                say=self._say,
+            ),
+        )
+        self._next_lease_check = 0.0
+        self._controller: Any = None
         self._result: dict[str, Any] | None = None
         self._error: Exception | None = None
-        self._fatal: str | None = None
         self._fatal_since: float | None = None
-        self._stop_asked: float | None = None
+        self._stop = StopWish()
         self._stop_told = False
-        self._end_asked = False
         self._training = False
 
-    def run(self, gpus_per_worker: int) -> dict[str, Any]:
-        with self._signals():
-            while not self._ended(gpus_per_worker):
-                self._listener({"type": "phase", "text": "Ray's controller was lost: starting workers anew"})
-        if self._fatal is not None:
-            raise TrainingFailedError(self._fatal)
+    def run(self) -> dict[str, Any]:
+        self._verdicts.say_what_is_remembered(self._say)
+        with self._stop.heard():
+            while not self._group_ended_the_run():
+                self._say("starting the workers anew")
+        if self._verdicts.given_up is not None:
+            raise TrainingFailedError(self._verdicts.given_up)
         if self._error is not None:
             raise TrainingFailedError(_explain(self._error)) from self._error
         assert self._result is not None
         return self._result
 
-    def _ended(self, gpus_per_worker: int) -> bool:
-        """Train until Ray Train ends; False where only its controller was lost, so that the run goes on."""
-        import ray
-        from ray.exceptions import RayActorError
+    def _group_ended_the_run(self) -> bool:
+        """Train with one of Ray's controllers until that ends; False where another one goes on with the run."""
+        from cluster.ray_worker import GroupTerms
 
-        self._listener({"type": "phase", "text": "starting workers"})
-        self._error = None
-        thread = threading.Thread(target=self._fit, args=(gpus_per_worker,), name="ray-train", daemon=True)
-        thread.start()
-        while thread.is_alive() and not self._gave_up():
-            thread.join(_POLL_SECONDS)
-            self._handle_messages()
-            self._obey_signals()
-            self._watch_room(gpus_per_worker)
-            if self._stop_asked is not None and not self._training:  # nothing was learned since the last checkpoint
-                self._result = {"step": self._published_step(), "finished": False}
-                return True
-        self._handle_messages()
-        if self._fatal is not None or not isinstance(self._error, RayActorError):
+        self._avoid_hung_nodes()
+        workers = self._room.settle(self._watch.before, self._verdicts.lost_nodes, pause=self._pause)
+        self._result, self._error, self._controller = None, None, None
+        if self._stopped_before_training():
             return True
         self._desk.lease.check()
-        self._write_event({"event": "worker_lost", "causes": {"controller": "Ray Train's controller died"}})
-        if self._desk.private_cluster:
-            free_placement_groups()
-        return not ray.get(self._mailbox.may_retry.remote(self._config.resources.max_failures))
+        terms = GroupTerms(workers=workers, gpus_per_worker=self._gpus_per_worker, left_out=self._room.left_out)
+        self._say(f"starting {workers} workers" if self._room.elastic else "starting workers")
+        self._watch.begin(workers)
+        self._verdicts.begin()
+        thread = threading.Thread(target=self._fit, args=(terms,), name="ray-train", daemon=True)
+        thread.start()
+        while thread.is_alive() and not self._gave_up():
+            self._attend(thread)
+            if self._stopped_before_training():
+                return True
+        self._handle_messages()
+        ended = self._judge_end()
+        self._watch.end(self._inquest.seats)
+        self._inquest.close()
+        self._hangs.forget()
+        self._training = False
+        return ended
 
-    def _fit(self, gpus_per_worker: int) -> None:
+    def _attend(self, thread: threading.Thread) -> None:
+        """One round of what the driver does while workers train."""
+        thread.join(_POLL_SECONDS)
+        self._handle_messages()
+        self._obey_signals()
+        self._hangs.look()
+        self._hold_inquest()
+        now = time.monotonic()
+        if now >= self._next_lease_check:
+            self._next_lease_check = now + _LEASE_CHECK_SECONDS
+            self._desk.lease.check()
+        if self._watch.look(self._inquest.seats, training=self._training) and self._controller is not None:
+            import ray
+
+            self._verdicts.decided = "refit"
+            ray.kill(self._controller)
+
+    def _hold_inquest(self) -> None:
+        """Judge how workers ended, once enough is known of it."""
+        case = self._inquest.case()
+        if case is None:
+            return
+        event = self._verdicts.judge(case, self._inquest.seats)
+        if case.fatal is None:
+            self._write_event({"event": "worker_lost", **event})
+        for further in self._verdicts.news():
+            self._write_event(further)
+        self._training = False
+        self._watch.end(self._inquest.seats)
+        self._inquest.close()
+        self._hangs.forget()
+
+    def _judge_end(self) -> bool:
+        """Whether the run ends with the controller that just ended."""
+        from ray.exceptions import RayActorError
+
+        if self._inquest.fatal is not None:
+            self._verdicts.give_up(self._inquest.fatal)
+        if self._verdicts.given_up is not None:
+            return True
+        if self._result is not None:
+            if not self._result["regroup"] or self._stop.asked:
+                return True
+            self._write_event({"event": "regrouped", "step": self._result["step"], "reason": self._watch.reason})
+            return False
+        planned = self._verdicts.decided == "refit"
+        if isinstance(self._error, RayActorError):
+            if self._desk.private_cluster:
+                free_placement_groups()
+            if not planned:
+                self._desk.lease.check()
+                self._write_event({"event": "worker_lost", **self._verdicts.controller_lost()})
+            return self._verdicts.given_up is not None
+        return not planned
+
+    def _fit(self, terms: GroupTerms) -> None:
         scratch = self._run_directory / ".ray"
         name = f"driver-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             from cluster.ray_worker import WorkerOrder, fit
 
             order = WorkerOrder(
-                config=self._config,
+                config=self._verdicts.config,
                 tracking=replace(self._desk.tracking, api_key=None),  # the mailbox has it: Ray may record what it sees
                 mailbox=self._mailbox,
                 holder=self._desk.lease.holder,
             )
-            self._result = fit(order, gpus_per_worker=gpus_per_worker, name=name, scratch=scratch)
+            self._result = fit(order, terms, name=name, scratch=scratch)
         except Exception as error:  # noqa: BLE001 - raised in the main thread, with the story told
             self._error = error
         finally:
@@ -149,96 +232,79 @@ class _Session:
     def _handle_messages(self) -> None:
         import ray
 
-        stop = self._stop_asked is not None
-        for message in ray.get(self._mailbox.exchange.remote(stop, self._desk.tracking.api_key)):
-            self._last_message = time.monotonic()
-            kind = message["type"]
-            if kind == "fatal":
-                self._fatal = self._fatal or message["text"]
-                self._fatal_since = self._fatal_since or time.monotonic()
-                continue
-            if kind == "event":
+        from cluster.mailbox import Orders, Wishes
+
+        orders = Orders(
+            wishes=Wishes(stop=self._stop.asked, regroup=self._watch.regroup),
+            verdicts=self._verdicts.by_number,
+            wandb_key=self._desk.tracking.api_key,
+        )
+        for message in ray.get(self._mailbox.exchange.remote(orders)):
+            self._watch.heard()
+            if self._inquest.take(message):
+                if message["type"] == "fatal":
+                    self._fatal_since = self._fatal_since or time.monotonic()
+            elif message["type"] == "heartbeat":
+                self._hangs.hear(message)
+            elif message["type"] == "controller":
+                self._controller = message["actor"]
+            elif message["type"] == "event":
                 self._write_event(message)
             else:
                 self._listener(message)
 
     def _write_event(self, message: dict[str, Any]) -> None:
-        """Put an event of a worker into the record, if the run is still ours, and pass it on."""
+        """Put an event into the record, if the run is still ours, and pass it on."""
         self._desk.lease.check()
         name = message["event"]
         details = {key: value for key, value in message.items() if key not in ("type", "event")}
         if name in _BEGINNINGS:
             self._training = True
             details |= self._desk.job
-        elif name == "worker_lost":
-            self._training = False
+        elif name == "checkpoint_saved":
+            self._verdicts.checkpoint_saved()
         self._listener({"type": "event", **self._desk.events.write(name, **details)})
 
+    def _say(self, text: str) -> None:
+        self._listener({"type": "phase", "text": text})
+
     def _obey_signals(self) -> None:
-        if self._end_asked:
-            text = "ending at once; the same command continues from the last checkpoint, if there is one"
-            self._listener({"type": "phase", "text": text})
+        if self._stop.at_once:
+            self._say("ending at once; the same command continues from the last checkpoint, if there is one")
             raise KeyboardInterrupt
-        if self._stop_asked is not None and not self._stop_told:
+        if self._stop.asked and not self._stop_told:
             self._stop_told = True
             doing = "saving a checkpoint (again to end at once)" if self._training else "nothing new is to be saved"
-            self._listener({"type": "phase", "text": f"stopping: {doing}"})
+            self._say(f"stopping: {doing}")
 
-    def _watch_room(self, gpus_per_worker: int) -> None:
-        """Check the lease and, where workers were lost and none came back, say what the run waits for."""
-        now = time.monotonic()
-        if now < self._next_room_check:
-            return
-        self._next_room_check = now + _ROOM_CHECK_SECONDS
-        self._desk.lease.check()
-        if now - self._last_message < _ROOM_CHECK_SECONDS:
-            return
-        wanted = self._config.resources
-        nodes = live_nodes()
-        room = room_for_workers(nodes, cpus_per_worker=wanted.cpus_per_worker, gpus_per_worker=gpus_per_worker)
-        if room < wanted.workers:
-            self._listener(
-                {
-                    "type": "phase",
-                    "text": f"waiting for a node: the run needs room for {wanted.workers} workers, the {len(nodes)} "
-                    f"live nodes have room for {room}",
-                }
-            )
+    def _pause(self) -> bool:
+        """Wait a moment between two groups of workers; False where the run is to stop."""
+        time.sleep(_POLL_SECONDS)
+        self._handle_messages()
+        self._obey_signals()
+        return not self._stop.asked
+
+    def _avoid_hung_nodes(self) -> None:
+        """Leave out the nodes that a rank hung on, if there is room without them."""
+        hung = self._hangs.avoided_nodes
+        if hung and not self._room.avoid(hung):
+            self._say("the node that a rank hung on is used again: there is no room without it")
 
     @property
     def _run_directory(self) -> Path:
         return Path(self._config.storage) / self._config.name
 
-    def _published_step(self) -> int:
-        """Step of the run's last checkpoint; 0 where there is none."""
-        return int(RunDirectory(self._run_directory).facts().get(PUBLISHED_STEP, 0))
+    def _stopped_before_training(self) -> bool:
+        """Whether the run is to stop and nothing was learned since its last checkpoint, so that it has ended."""
+        if not self._stop.asked or self._training:
+            return False
+        step = int(RunDirectory(self._run_directory).facts().get(PUBLISHED_STEP, 0))
+        self._result = {"step": step, "finished": False}
+        return True
 
     def _gave_up(self) -> bool:
         """Whether the workers were told of an error that ends the run, and Ray Train still has not ended."""
         return self._fatal_since is not None and time.monotonic() - self._fatal_since > _FATAL_GRACE_SECONDS
-
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        """The first SIGINT or SIGTERM saves and stops; another one, a second later or more, ends at once.
-
-        Some senders signal a process and then its group: their two signals mean one wish.
-        """
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-
-        def stop(number: int, frame: Any) -> None:
-            if self._stop_asked is None:
-                self._stop_asked = time.monotonic()
-            elif time.monotonic() - self._stop_asked > _SAME_WISH_SECONDS:
-                self._end_asked = True
-
-        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
 
 def _explain(error: Exception) -> str:

@@ -8,32 +8,42 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import secrets
+import time
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import ray.train
 import ray.train.torch
 import torch
+from ray.exceptions import RayActorError
 from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train.torch.config import _TorchBackend
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from cluster.attempt import Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine
 from cluster.errors import CheckpointMismatchError, ClusterError
+from cluster.failure import FailureKind
+from cluster.faults import Ending, describe_error
+from cluster.inquest import Seat
 from cluster.lease import holds
 from cluster.mailbox import MailboxLink, MailboxLogHandler
 from cluster.node import interface_of, use_node_local_caches
+from cluster.pulse import Pulse
 from cluster.topology import Topology
 from cluster.wandb_mirror import TrackingSettings
+from cluster.work_in_hand import WorkInHand, failure_of
 from data_pipeline.errors import DataError
 from llm.errors import ModelError
 
 PROCESS_GROUP_TIMEOUT_SECONDS = 1800
 _WAITS_FOR_ROOM = 60
 """Times, of a minute each, that Ray Train waits for room for all workers after a node was lost."""
+_VERDICT_POLL_SECONDS = 0.1
 _LOGGERS = ("cluster", "llm", "data_pipeline")
 
 
@@ -48,30 +58,54 @@ class WorkerOrder:
     """Fencing token: workers of a driver that lost the run change nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupTerms:
+    """What one group of workers is started on."""
+
+    workers: int
+    gpus_per_worker: int
+    left_out: frozenset[str]
+    """Ids of nodes that get no worker."""
+
+
 class NotRetriedError(ClusterError):
     """An error that would only repeat itself; the driver has been told."""
 
 
-class LossReporter(UserCallback):  # type: ignore[misc]
-    """Tells the driver which workers were lost; runs in Ray's controller."""
+class RefitError(ClusterError):
+    """Ends Ray's controller, so that the driver starts the workers on other terms."""
 
-    def __init__(self, mailbox: Any, max_failures: int) -> None:
+
+class LossReporter(UserCallback):  # type: ignore[misc]
+    """Tells the driver how workers ended and does what it decides; runs in Ray's controller."""
+
+    def __init__(self, mailbox: Any) -> None:
         self._mailbox = mailbox
-        self._max_failures = max_failures
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Post one event for a failure of the worker group, or end the controller where a retry would be in vain.
+        """Wait for the driver's verdict: let Ray Train replace the workers, or end the controller.
 
-        Ray counts failures over the whole life of a controller, which a long run outlives; here they count since the
-        last checkpoint. Ray offers no way to end a run from here; without its controller it ends at once.
+        Ray offers no way to end a run from here; without its controller it ends at once.
         """
-        if any(isinstance(error, NotRetriedError) for error in worker_exceptions.values()):
+        endings = [asdict(ending_of(rank, error)) for rank, error in sorted(worker_exceptions.items())]
+        report = {"type": "group_failed", "number": secrets.token_hex(8), "endings": endings}
+        while (decision := ray.get(self._mailbox.verdict.remote(report))) is None:
+            time.sleep(_VERDICT_POLL_SECONDS)
+        if decision == "end":
             os._exit(1)
-        causes = {str(rank): _cause(error) for rank, error in sorted(worker_exceptions.items())}
-        ray.get(self._mailbox.post.remote({"type": "event", "event": "worker_lost", "causes": causes}))
-        if not ray.get(self._mailbox.may_retry.remote(self._max_failures)):
-            ray.get(self._mailbox.post.remote({"type": "fatal", "text": exhausted(self._max_failures, causes)}))
-            os._exit(1)
+        if decision == "refit":
+            raise RefitError("the driver starts the workers on other terms")
+
+
+class Introduction(ControllerCallback):  # type: ignore[misc]
+    """Hands the driver Ray's controller, which it may have to end while that waits for room."""
+
+    def __init__(self, mailbox: Any) -> None:
+        self._mailbox = mailbox
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Post the controller's handle."""
+        self._mailbox.post.remote({"type": "controller", "actor": ray.get_runtime_context().current_actor})
 
 
 @dataclass
@@ -93,12 +127,20 @@ class _InterfaceBackend(_TorchBackend):  # type: ignore[misc]
         worker_group.execute(use_interface_of_node)
         super().on_start(worker_group, backend_config)
 
+    def on_shutdown(self, worker_group: Any, backend_config: Any) -> None:
+        """Leave the process group alone: the workers' processes end next.
+
+        Taking it apart takes 30 s where a rank still waits in a collective for one that failed.
+        """
+
 
 class LeanTrainer(ray.train.torch.TorchTrainer):  # type: ignore[misc]
     """A TorchTrainer without Ray Data's manager: our batches come from elsewhere, and it takes seconds to start."""
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        kept = [each for each in super()._create_default_callbacks() if type(each).__name__ != "DatasetsCallback"]
+        order: WorkerOrder | None = (self.train_loop_config or {}).get("order")
+        return kept + ([Introduction(order.mailbox)] if order is not None else [])
 
 
 def use_interface_of_node() -> None:
@@ -109,39 +151,41 @@ def use_interface_of_node() -> None:
         os.environ.setdefault("NCCL_SOCKET_IFNAME", name)
 
 
-def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -> dict[str, Any]:
-    """Run the training on Ray Train workers until it ends, replacing lost ones.
+def fit(order: WorkerOrder, terms: GroupTerms, *, name: str, scratch: Path) -> dict[str, Any]:
+    """Run the training on Ray Train workers until it ends, replacing lost ones as the driver decides.
 
     Args:
         order: Told to each worker.
-        gpus_per_worker: 0 or 1.
+        terms: How many workers, and where.
         name: Unique per driver, so that Ray never continues anything of its own accord.
         scratch: Directory that all nodes see, for Ray's own notes.
 
     Returns:
-        Rank 0's result: step and finished.
+        Rank 0's result: step, finished and regroup.
 
     Raises:
         ray.exceptions.RayActorError: The controller died, or ended itself because the run is given up.
+        ray.train.ControllerError: The driver decided to start the workers on other terms, or Ray Train failed.
     """
-    resources = order.config.resources
-    per_worker: dict[str, float] = {"CPU": resources.cpus_per_worker}
-    if gpus_per_worker:
-        per_worker["GPU"] = gpus_per_worker
+    on_gpus = terms.gpus_per_worker > 0
+    per_worker: dict[str, float] = {"CPU": order.config.resources.cpus_per_worker}
+    if on_gpus:
+        per_worker["GPU"] = terms.gpus_per_worker
     trainer = LeanTrainer(
         train_worker,
         train_loop_config={"order": order},
         scaling_config=ScalingConfig(
-            num_workers=resources.workers, use_gpu=gpus_per_worker > 0, resources_per_worker=per_worker
+            num_workers=terms.workers,
+            use_gpu=on_gpus,
+            resources_per_worker=per_worker,
+            label_selector=elsewhere_than(terms.left_out),
         ),
-        torch_config=InterfaceConfig(
-            backend="nccl" if gpus_per_worker else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS
-        ),
+        torch_config=InterfaceConfig(backend="nccl" if on_gpus else "gloo", timeout_s=PROCESS_GROUP_TIMEOUT_SECONDS),
         run_config=ray.train.RunConfig(
             name=name,
             storage_path=str(scratch),
             failure_config=FailureConfig(max_failures=-1, controller_failure_limit=_WAITS_FOR_ROOM),
-            callbacks=[LossReporter(order.mailbox, resources.max_failures)],
+            callbacks=[LossReporter(order.mailbox)],
         ),
     )
     result: dict[str, Any] = trainer.fit().return_value
@@ -149,13 +193,25 @@ def fit(order: WorkerOrder, *, gpus_per_worker: int, name: str, scratch: Path) -
 
 
 def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-    """What one Ray Train worker does: find its place, run the attempt, report errors that a retry would repeat."""
+    """What one Ray Train worker does: find its place, run the attempt, tell the driver what went wrong."""
     order: WorkerOrder = settings["order"]
     topology = _topology(order.config)
     if topology.device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
     use_node_local_caches()
-    link = MailboxLink(order.mailbox, watch_stop=topology.is_main)
+    link = MailboxLink(order.mailbox, watch_wishes=topology.is_main)
+    seat = _seat(topology.rank)
+    link.post({"type": "seat", **asdict(seat)})
+    work = WorkInHand()
+    pulse = Pulse(
+        rank=topology.rank,
+        world_size=topology.world_size,
+        node=seat.node,
+        node_id=seat.node_id,
+        step=lambda: work.step,
+        post=link.post,
+    )
+    pulse.start()
     handler = MailboxLogHandler(link, topology.rank)
     for name in _LOGGERS:
         logging.getLogger(name).addHandler(handler)
@@ -165,20 +221,59 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             build_engine=deepspeed_engine,
             zero_stage=order.config.zero.stage,
             link=link,
+            observe=work.take,
             tracking=replace(
                 order.tracking, api_key=ray.get(order.mailbox.wandb_key.remote()) if topology.is_main else None
             ),
             still_ours=lambda: holds(Path(order.config.storage) / order.config.name, order.holder),
         )
         result = run_attempt(order.config, topology, surroundings)
-    except CheckpointMismatchError:
-        raise  # the next attempt takes the checkpoint before
-    except (ClusterError, DataError, ModelError) as error:
-        link.post_and_wait({"type": "fatal", "rank": topology.rank, "text": str(error)})
-        raise NotRetriedError(str(error)) from error
+    except Exception as error:
+        failure = failure_of(error, seat, work)
+        link.post_and_wait({"type": "failure", **asdict(failure)})
+        if in_vain(error, failure.kind):
+            link.post_and_wait({"type": "fatal", "text": str(error)})
+            raise NotRetriedError(str(error)) from error
+        raise
     finally:
+        pulse.close()
         link.close()
-    return {"step": result.step, "finished": result.finished}
+    return {"step": result.step, "finished": result.finished, "regroup": result.regroup}
+
+
+def in_vain(error: Exception, kind: FailureKind) -> bool:
+    """Whether another trial would meet an error again that has told the person all there is to say."""
+    if isinstance(error, CheckpointMismatchError) or kind == "out_of_memory":
+        return False  # the next attempt takes the checkpoint before; memory may suffice then
+    return isinstance(error, (ClusterError, DataError, ModelError))
+
+
+def ending_of(rank: int, error: Exception) -> Ending:
+    """How a rank ended, from the exception that Ray Train has of it."""
+    said = error.health_check_failure if isinstance(error, WorkerHealthCheckFailedError) else error
+    return Ending(
+        rank=rank,
+        error=describe_error(said),
+        text=f"{type(said).__name__}: {said}",
+        died=isinstance(error, (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayActorError)),
+        preempted=isinstance(said, RayActorError) and said.preempted,
+    )
+
+
+def elsewhere_than(left_out: frozenset[str]) -> dict[str, str] | None:
+    """Ray's label selector for all nodes but some; None where none is left out."""
+    return {"ray.io/node-id": f"!in({','.join(sorted(left_out))})"} if left_out else None
+
+
+def _seat(rank: int) -> Seat:
+    context = ray.get_runtime_context()
+    return Seat(
+        rank=rank,
+        node_id=context.get_node_id(),
+        node=ray.util.get_node_ip_address(),
+        pid=os.getpid(),
+        actor_id=context.get_actor_id(),
+    )
 
 
 def _topology(config: RunConfig) -> Topology:
@@ -194,18 +289,3 @@ def _topology(config: RunConfig) -> Topology:
         device=str(device),
         threads=config.resources.cpus_per_worker,
     )
-
-
-def exhausted(max_failures: int, causes: Mapping[str, str]) -> str:
-    """Why a run is given up."""
-    ranks = "\n".join(f"rank {rank}: {cause}" for rank, cause in causes.items())
-    return (
-        f"workers failed more often than resources.max_failures = {max_failures} allows without a new checkpoint.\n"
-        f"{ranks}\nCheckpoints up to the last saved one are whole; the same command continues from there."
-    )
-
-
-def _cause(error: BaseException) -> str:
-    """The kind of error and the last line of what it says."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

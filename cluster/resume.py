@@ -16,6 +16,7 @@ FREE = (
     "storage",
     "name",
     "resources",
+    "faults",
     "zero",
     "checkpoint",
     "evaluation",
@@ -27,7 +28,17 @@ FREE = (
 )
 """Changed at will: the result does not depend on them beyond the Resume law's tolerance."""
 
-LOGGED = ("train.precision", "model.attention", "train.max_steps")
+LOGGED = (
+    "train.precision",
+    "model.attention",
+    "train.max_steps",
+    "healing.non_finite",
+    "healing.loss_spike",
+    "healing.spike_score",
+    "healing.spike_window_steps",
+    "healing.rollback_batches",
+    "healing.max_rollbacks",
+)
 """Changed with an event; `train.max_steps` only while the learning rate does not depend on it."""
 
 BY_FINGERPRINT = "data"

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import secrets
+import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -21,6 +22,8 @@ CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer.model"
 PUBLISHED_STEP = "published_step"
 """Key in run.json: the step of the last checkpoint that was published."""
+_UPDATING = threading.Lock()
+"""The training thread and the checkpoint thread of rank 0 both update run.json."""
 
 
 class RunDirectory:
@@ -50,8 +53,9 @@ class RunDirectory:
 
     def update(self, facts: Mapping[str, Any]) -> dict[str, Any]:
         """Merge facts into run.json, as a whole or not at all."""
-        merged = {**(self.facts() if self.exists() else {}), **facts}
-        write_atomically(self.path / RUN_NAME, json.dumps(merged, indent=1, ensure_ascii=False).encode() + b"\n")
+        with _UPDATING:
+            merged = {**(self.facts() if self.exists() else {}), **facts}
+            write_atomically(self.path / RUN_NAME, json.dumps(merged, indent=1, ensure_ascii=False).encode() + b"\n")
         return merged
 
     def create(self, config: RunConfig, resolved_yaml: str) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from cluster import flat_state
 from cluster.engine import Fragment, FragmentState, MicroBatch, StateSource
 from cluster.flat_state import Placement
-from cluster.optimizers import make_optimizer, set_learning_rate
+from cluster.optimizers import make_optimizer, place, set_learning_rate
 from cluster.topology import Precision
 from llm.config import OptimizerConfig
 from llm.kv_cache import KeyValueCache
@@ -17,7 +19,7 @@ from llm.transformer import Transformer
 
 
 class TorchEngine:
-    """Model, fp32 masters and AdamW in one process.
+    """Model, fp32 masters and optimizer in one process.
 
     In fp32 the masters are the model's parameters. In bf16 the model computes in bf16, gradients are added up in fp32
     and the update is made on fp32 masters: the semantics of ZeRO 1-3.
@@ -26,7 +28,7 @@ class TorchEngine:
     def __init__(
         self, model: Transformer, *, optimizer: OptimizerConfig, precision: Precision, device: str = "cpu"
     ) -> None:
-        groups = parameter_groups(model, optimizer.weight_decay)
+        groups = parameter_groups(model, optimizer.weight_decay, optimizer=optimizer.name)
         self._clip_norm = optimizer.gradient_clip_norm
         self._model = model.to(device=device, dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
         self._pairs: list[tuple[torch.nn.Parameter, torch.nn.Parameter]] = []
@@ -44,8 +46,9 @@ class TorchEngine:
                 self._placements.append(Placement(fragment, master, 0))
                 self._pairs.append((parameter, master))
                 masters.append(master)
-            options.append({"params": masters, "weight_decay": group.weight_decay})
-        self._optimizer = make_optimizer(options, optimizer)
+            options.append({"params": masters, "weight_decay": group.weight_decay, "name": group.name})
+        self._optimizer = make_optimizer(options, optimizer, precision)
+        place(self._optimizer, self._placements, device, partitioned=False)
         self._separate_masters = precision == "bf16"
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
@@ -69,10 +72,17 @@ class TorchEngine:
         set_learning_rate(self._optimizer, learning_rate)
         masters = [master for _, master in self._pairs]
         norm = clip_gradients(masters, self._clip_norm)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        self._refresh_model()
+        if torch.isfinite(norm):
+            self._optimizer.step()
+            self._refresh_model()
+        self.discard()
         return norm
+
+    def discard(self) -> None:
+        """Drop the gradients; see `Engine.discard`."""
+        for parameter, master in self._pairs:
+            parameter.grad = None
+            master.grad = None
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only; see `Engine.evaluate`."""
@@ -86,9 +96,9 @@ class TorchEngine:
         with torch.no_grad():
             return self._model.logits(tokens, cache=cache)
 
-    def snapshot(self) -> list[FragmentState]:
+    def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:
         """Host copies of everything; see `Engine.snapshot`."""
-        return flat_state.snapshot(self._placements, self._optimizer)
+        return flat_state.snapshot(self._placements, self._optimizer, reuse)
 
     def load(self, source: StateSource) -> None:
         """Set everything; see `Engine.load`."""

@@ -5,12 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
 from cluster.engine import Engine
+
+Ending = Literal["finished", "stopped", "regroup", "rollback"]
+"""Why the loop ended: the batches ran out; a person or the platform wanted it; the workers are to be other ones; the
+numbers went wrong and an earlier state is wanted."""
+Regroup = Literal["no", "at_checkpoint", "now"]
+"""Whether the driver wants to put the workers together anew, and how long that can wait."""
+Verdict = Literal["go_on", "skip", "rollback"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +44,28 @@ class Rhythm:
         return step % self.checkpoint_every_steps == 0 or step == self.last_step
 
 
+@dataclass(kw_only=True)
+class Spent:
+    """Seconds of the loop since the last report, by what they went into."""
+
+    training: float = 0.0
+    data_wait: float = 0.0
+    checkpoint: float = 0.0
+    """The step path standing still for saves."""
+    evaluation: float = 0.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step, as it is logged. Speed covers the steps since the last report, without evaluation and saving."""
+    """One step, as it is logged. Speed covers the steps since the last report, without waits, evaluation and saving."""
 
     step: int
     loss: float
-    gradient_norm: float
+    gradient_norm: float | None
+    """None where the update was left out."""
     learning_rate: float
     steps_per_second: float
+    spent: Spent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,11 +78,17 @@ class Effects:
     """Gets the first loss after a load, before the first update; raises when it is not the one that was saved."""
     next_loss: Callable[[float], None]
     """Hands the loss of the batch after a checkpoint to the checkpoint in flight."""
+    judge_loss: Callable[[int, float], Verdict]
+    """Whether a step's loss is sound, before its update; every rank comes to the same verdict."""
+    judge_gradients: Callable[[int, float, float], Verdict]
+    """Whether the norm of a step's gradients is, with its loss; one that is not finite was not applied."""
     log: Callable[[StepReport], None]
     evaluate: Callable[[int], None]
     save: Callable[[int], None]
     stop_requested: Callable[[], bool]
     """Whether a person or the platform wants this rank to save and end."""
+    regroup_requested: Callable[[], Regroup]
+    """Whether the driver wants this rank to end for other workers to take over."""
 
 
 def train(
@@ -73,7 +100,7 @@ def train(
     collectives: Collectives,
     effects: Effects,
     device: str,
-) -> bool:
+) -> Ending:
     """Make one optimizer step for each batch.
 
     Args:
@@ -86,51 +113,70 @@ def train(
         device: Where the loss is added up.
 
     Returns:
-        Whether the batches ran out; False when a stop was requested, after saving.
+        Why it ended. The last step is saved, unless the end is a rollback.
     """
     fresh = True
     saved_last = False
-    seconds, steps = 0.0, 0
+    spent, steps = Spent(), 0
+    waiting_since = time.perf_counter()
     for batch in batches:
         started = time.perf_counter()
         effects.observe(batch)
-        target_weight, stops = collectives.sum([batch.weight_sum, float(effects.stop_requested())])
+        regroup = effects.regroup_requested()
+        target_weight, stops, regroups, leaves = collectives.sum(
+            [batch.weight_sum, effects.stop_requested(), regroup != "no", regroup == "now"]
+        )
         scale = torch.tensor(1.0 / max(target_weight, 1.0), dtype=torch.float32, device=device)
 
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for micro_batch in batch.micro_batches:
             loss_sum += engine.accumulate(micro_batch, scale).loss_sum
 
-        loss = float("nan")
-        if fresh or saved_last or rhythm.logs(batch.step):
-            loss = collectives.sum([loss_sum.item()])[0] / max(target_weight, 1.0)
+        loss = collectives.sum([loss_sum.item()])[0] / max(target_weight, 1.0)
         if fresh:
             effects.check_loss(batch.step, loss)
         if saved_last:
             effects.next_loss(loss)
 
         rate = learning_rate(batch.step)
-        gradient_norm = engine.update(rate)
+        gradient_norm = None
+        verdict = effects.judge_loss(batch.step, loss)
+        if verdict == "go_on":
+            gradient_norm = engine.update(rate).item()
+            verdict = effects.judge_gradients(batch.step, loss, gradient_norm)
+        else:
+            engine.discard()
+        if verdict == "rollback":
+            return "rollback"
         fresh = saved_last = False
 
-        reported_norm = gradient_norm.item() if rhythm.logs(batch.step) else 0.0  # waits for the device
-        seconds, steps = seconds + time.perf_counter() - started, steps + 1
+        now = time.perf_counter()
+        spent.data_wait += started - waiting_since
+        spent.training += now - started
+        steps += 1
         if rhythm.logs(batch.step):
             effects.log(
                 StepReport(
                     step=batch.step,
                     loss=loss,
-                    gradient_norm=reported_norm,
+                    gradient_norm=gradient_norm,
                     learning_rate=rate,
-                    steps_per_second=steps / seconds,
+                    steps_per_second=steps / spent.training,
+                    spent=spent,
                 )
             )
-            seconds, steps = 0.0, 0
+            spent, steps = Spent(), 0
         if rhythm.evaluates(batch.step):
             effects.evaluate(batch.step)
-        if rhythm.saves(batch.step) or stops:
+            spent.evaluation += time.perf_counter() - now
+        now = time.perf_counter()
+        if rhythm.saves(batch.step) or stops or leaves:
             effects.save(batch.step)
             saved_last = True
-        if stops:
-            return batch.step == rhythm.last_step
-    return True
+            spent.checkpoint += time.perf_counter() - now
+        if stops and batch.step < rhythm.last_step:
+            return "stopped"
+        if regroups and saved_last and batch.step < rhythm.last_step:
+            return "regroup"
+        waiting_since = time.perf_counter()
+    return "finished"

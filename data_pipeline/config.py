@@ -187,11 +187,16 @@ class DataConfig:
     """Blocks of shuffle_block_sequences rows that are mixed with each other; null mixes the whole dataset."""
     shuffle_block_sequences: int = 1024
     """Rows in one block, read from neighbouring places on disk."""
+    begins_after_step: int = 0
+    """Optimizer steps that were made on other data before the first sequence of this; set by `branch` alone, when it
+    changes the data."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "shuffle_block_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be above 0.")
+        if self.begins_after_step < 0:
+            raise ValueError(f"begins_after_step is {self.begins_after_step}: it is a count of steps, 0 for a new run.")
         if self.shuffle_window_blocks is not None and self.shuffle_window_blocks < 1:
             raise ValueError(f"shuffle_window_blocks is {self.shuffle_window_blocks}, and must be above 0, or null.")
         entries = self.entries

@@ -100,6 +100,7 @@ class DataPlan:
     def describe(self) -> dict[str, Any]:
         """Returns everything that fixes the order but the seed, as JSON, to be compared key by key."""
         config = self.config
+        begins_after = {"begins_after_step": config.begins_after_step} if config.begins_after_step else {}
         return {
             "order_version": ORDER_VERSION,
             "tokenizer": self.datasets[0].tokenizer_hash,
@@ -114,6 +115,7 @@ class DataPlan:
             "global_batch_size": self.global_batch_size,
             "shuffle_block_sequences": config.shuffle_block_sequences,
             "shuffle_window_blocks": config.shuffle_window_blocks,
+            **begins_after,
         }
 
     @property
@@ -125,12 +127,11 @@ class DataPlan:
         """Returns the logical indices of global batch `step`, counted from 1. Shape: (B,)."""
         if step < 1:
             raise OrderError(f"Step {step} was asked for: optimizer steps count from 1.")
-        size = self.global_batch_size
-        return skips.logical(np.arange((step - 1) * size, step * size, dtype=np.int64))
+        return skips.logical(np.arange(self._read_after(step - 1), self._read_after(step), dtype=np.int64))
 
     def position_after(self, step: int, skips: SkipLedger) -> int:
         """Returns the data position after optimizer step `step`: the logical index that is read next."""
-        return skips.position_after(step * self.global_batch_size)
+        return skips.position_after(self._read_after(step))
 
     def check_steps(self, max_steps: int, skips: SkipLedger | None = None) -> None:
         """Raises where the data ends before `max_steps` optimizer steps.
@@ -141,7 +142,7 @@ class DataPlan:
         if self.total_sequences is None:
             return
         usable = self.total_sequences - (skips or SkipLedger()).skipped_before(self.total_sequences)
-        possible = usable // self.global_batch_size
+        possible = self.config.begins_after_step + usable // self.global_batch_size
         if max_steps > possible:
             raise OrderError(
                 f"train.max_steps is {max_steps} at {self.global_batch_size} sequences a step, but "
@@ -175,6 +176,17 @@ class DataPlan:
                     f"The training ledger does not add up after step {step}: {problem}. Please report this."
                 )
         return ledgers
+
+    def _read_after(self, step: int) -> int:
+        """Sequences of this plan that were read when optimizer step `step` has been made."""
+        before = self.config.begins_after_step
+        if step < before:
+            raise OrderError(
+                f"The sequences of step {step} were asked for, and this data begins after step {before} "
+                "(data.begins_after_step): the steps before were made on other data, by the run that this one "
+                "branched from."
+            )
+        return (step - before) * self.global_batch_size
 
     def _ledger(self, number: int, reached: int, in_epoch: int, skipped: int) -> TrainingLedger:
         dataset, rows, length = self.datasets[number], self.rows[number], self.config.seq_len

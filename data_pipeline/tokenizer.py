@@ -139,14 +139,14 @@ def _training_problem(message: str, config: TokenizerTrainingConfig) -> str:
         return (
             f"tokenizer.train.vocab_size is {config.vocab_size}, more than this text has pieces for: the "
             "largest that "
-            f"works is {found[1]}. Set vocab_size={found[1]} or less, or add text."
+            f"works is {found[1]}. Set tokenizer.train.vocab_size={found[1]} or less, or add text."
         )
     if found := _TOO_LOW.search(message):
         return (
             f"tokenizer.train.vocab_size is {config.vocab_size}, less than the {found[1]} pieces that "
             "bytes, control "
-            f"pieces and the text's characters take. Set vocab_size={int(found[1]) + 1} or more, or lower "
-            f"character_coverage (now {config.character_coverage:g})."
+            f"pieces and the text's characters take. Set tokenizer.train.vocab_size={int(found[1]) + 1} or more, or "
+            f"lower tokenizer.train.character_coverage (now {config.character_coverage:g})."
         )
     if "sentences_.empty()" in message:
         return "There is no text to train a tokenizer on: every document is empty. Check the sources' paths and fields."

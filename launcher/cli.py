@@ -8,8 +8,20 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from launcher.commands import checkpoint, config, data, evaluate, generate, jobs, pretrain, quickstart, report, submit
-from launcher.commands.arguments import examples
+from launcher.commands import (
+    branch,
+    checkpoint,
+    config,
+    data,
+    evaluate,
+    generate,
+    jobs,
+    pretrain,
+    quickstart,
+    report,
+    submit,
+)
+from launcher.commands.arguments import examples, program
 from launcher.errors import InterruptError, LauncherError
 
 _PACKAGE_ERRORS = {
@@ -45,8 +57,8 @@ def _fail(ctx: Any, error: Exception) -> None:
         import traceback
 
         traceback.print_exception(error, file=sys.stderr)
-    say_error(str(error))
-    raise typer.Exit(error.exit_code if isinstance(error, LauncherError) else 1)
+    say_error(str(error).replace("`longhaul ", f"`{program(ctx)} "))  # advice as this person has to type it
+    raise typer.Exit(getattr(error, "exit_code", 1))
 
 
 app = typer.Typer(
@@ -96,6 +108,7 @@ pretrain.register(app)
 evaluate.register(app)
 generate.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
+branch.register(app)
 report.register(app)
 app.add_typer(submit.app, name="submit")
 app.add_typer(jobs.app, name="jobs")

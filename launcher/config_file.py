@@ -36,6 +36,25 @@ def load_run_config(config: str, overrides: Sequence[str] = ()) -> RunConfig:
     return _load(RunConfig, config, overrides)
 
 
+def load_branch_config(parent: str, name: str, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read the configuration of a branch: its parent's, under another name, beside it unless `storage` is set.
+
+    Args:
+        parent: The parent's config.yaml, in its directory.
+        name: Name of the branch.
+        overrides: As for `load_run_config`.
+
+    Raises:
+        ConfigError: As for `load_run_config`, or `name` is among the overrides.
+    """
+    for override in overrides:
+        if override.partition("=")[0] == "name":
+            raise ConfigError(f"override '{override}': the branch is called {name}, as its NAME says. Leave this out.")
+    source, tree = _read_tree(parent, [f"storage={json.dumps(str(Path(parent).parent.parent))}", *overrides])
+    tree["name"] = name
+    return _validate(RunConfig, tree, parent, source, [*overrides, f"name={name}"])
+
+
 def load_build_config(config: str, overrides: Sequence[str] = ()) -> DataBuildConfig:
     """Read the configuration of a dataset build; arguments and errors as for `load_run_config`."""
     return _load(DataBuildConfig, config, overrides)

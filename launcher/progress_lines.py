@@ -77,6 +77,9 @@ def _sentence(event: Event) -> str:
         return _loss(event)
     if event.name in ("started", "resumed"):
         begin = "started" if event.name == "started" else "continuing from the checkpoint of this step"
+        parent = event.details.get("branched_from")
+        if isinstance(parent, dict):
+            begin = f"branching off from {parent.get('name')} with the checkpoint of this step"
         return ", ".join([begin, *_layout(event.details.get("layout"))])
     if event.name == "checkpoint_saved":
         return "checkpoint saved"
@@ -96,7 +99,10 @@ def _loss(event: Event) -> str:
 
 
 def _plain_details(event: Event) -> str:
-    plain = {key: value for key, value in event.details.items() if isinstance(value, int | float | str)}
+    said = ("kind",) if event.name == "anomaly" else ()  # by its title
+    plain = {
+        key: value for key, value in event.details.items() if isinstance(value, int | float | str) and key not in said
+    }
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 
 

@@ -27,8 +27,13 @@ def resolve_samples(config: RunConfig, listener: Callable[[dict[str, Any]], None
 
     Raises:
         LauncherError: A path among the datasets holds none; the message names its key.
+        cluster.errors.StorageError: The storage, which takes the samples too, cannot be written.
     """
     _require_datasets(config)
+    if any(is_sample(entry.path) for entry in config.data.entries):
+        from cluster.run_directory import prepare_storage
+
+        prepare_storage(Path(config.storage))
     directory = Path(config.storage).resolve() / ".datasets"
 
     def resolve(path: str) -> str:

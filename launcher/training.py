@@ -18,6 +18,7 @@ from launcher.environment import (
     wandb_mode,
     wandb_server,
 )
+from launcher.errors import ConfigError
 from launcher.samples import is_sample, resolve_datasets, resolve_samples
 
 if TYPE_CHECKING:
@@ -55,7 +56,9 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         listener: Receives progress messages in this thread (see `launcher.progress`).
     """
     require_lasting_paths(config)
-    config = resolve_samples(absolute(config), listener)
+    config = absolute(config)
+    _require_beginning(config, fresh=fresh)
+    config = resolve_samples(config, listener)
 
     from cluster.driver import Launch, run_training
 
@@ -82,6 +85,23 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         ledger=outcome.ledger,
         report=_write_report(outcome.run_directory),
     )
+
+
+def _require_beginning(config: RunConfig, *, fresh: bool) -> None:
+    """Refuse data that begins in the middle of a run, where a run begins.
+
+    Raises:
+        ConfigError: Only a branch, which has its parent's state, goes on with such data.
+    """
+    from cluster.run_directory import RunDirectory
+
+    before, directory = config.data.begins_after_step, Path(config.storage) / config.name
+    if before and (fresh or not RunDirectory(directory).exists()):
+        raise ConfigError(
+            f"data.begins_after_step is {before}: the steps up to there were made by the run that {config.name} "
+            f"branched from, and {'with --fresh' if fresh else f'in {directory}'} nobody has made them. "
+            "Make the branch anew with `longhaul branch`, or set data.begins_after_step=0 to train from step 1."
+        )
 
 
 def _write_report(run_directory: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Which parameters are decayed: a pure rule, and the groups it makes in an order that never varies."""
+"""Which parameters are updated how: a pure rule, and the groups it makes in an order that never varies."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ from typing import Any, Literal
 
 from torch import nn
 
+from llm.config import OptimizerName
 from llm.errors import ParameterGroupError
 
-GroupName = Literal["decay", "no_decay"]
+GroupName = Literal["muon", "decay", "no_decay"]
+MUON: GroupName = "muon"
+_HIDDEN = "model.layers."
 
 
 @dataclass(frozen=True, kw_only=True)
 class ParameterGroup:
-    """Parameters that share a weight decay."""
+    """Parameters that share an update rule and a weight decay."""
 
     name: GroupName
     weight_decay: float
@@ -24,31 +27,42 @@ class ParameterGroup:
     """(name, parameter) in the order of the module."""
 
 
-def group_of(name: str, ndim: int) -> GroupName:
+def group_of(name: str, ndim: int, optimizer: OptimizerName = "adamw") -> GroupName:
     """The group of a parameter: matrices and embeddings are decayed, vectors are not.
 
+    Under Muon the matrices of the decoder layers are a group of their own. Embedding and output matrices are not in it:
+    their rows are tokens, which a batch meets one by one, and AdamW updates them better (Jordan, 2024).
+
     Args:
-        name: Full name of the parameter; the rule may come to depend on it.
+        name: Full name of the parameter.
         ndim: Dimensions of the whole parameter, not of a partition of it.
+        optimizer: The update rule asked for.
     """
-    del name
+    if optimizer == "muon" and ndim == 2 and name.startswith(_HIDDEN):
+        return MUON
     return "decay" if ndim >= 2 else "no_decay"
 
 
 def parameter_groups(
-    model: nn.Module, weight_decay: float, shapes: Mapping[str, Sequence[int]] | None = None
+    model: nn.Module,
+    weight_decay: float,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    optimizer: OptimizerName = "adamw",
 ) -> list[ParameterGroup]:
-    """The trainable parameters in two groups, "decay" and then "no_decay", each in the order of the module.
+    """The trainable parameters in groups "muon" (under Muon only), "decay" and "no_decay", in the order of the module.
 
     Args:
         model: Its `named_parameters` give the order; tied parameters appear once, frozen ones not at all.
-        weight_decay: Of the first group; the second has 0.
+        weight_decay: Of all groups but "no_decay", which has 0.
         shapes: Whole shapes by name, needed where the parameters themselves are already partitioned.
+        optimizer: The update rule asked for.
 
     Raises:
         ParameterGroupError: A parameter is empty, so its whole shape is unknown, and there are no `shapes`.
     """
     members: dict[GroupName, list[tuple[str, nn.Parameter]]] = {"decay": [], "no_decay": []}
+    if optimizer == "muon":
+        members = {MUON: [], **members}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -59,10 +73,12 @@ def parameter_groups(
                 "Pass shapes=parameter_shapes(config)."
             )
         ndim = parameter.ndim if shapes is None else len(shapes[name])
-        members[group_of(name, ndim)].append((name, parameter))
+        members[group_of(name, ndim, optimizer)].append((name, parameter))
     return [
-        ParameterGroup(name="decay", weight_decay=weight_decay, parameters=tuple(members["decay"])),
-        ParameterGroup(name="no_decay", weight_decay=0.0, parameters=tuple(members["no_decay"])),
+        ParameterGroup(
+            name=name, weight_decay=0.0 if name == "no_decay" else weight_decay, parameters=tuple(parameters)
+        )
+        for name, parameters in members.items()
     ]
 
 

@@ -8,18 +8,23 @@ from cluster.checkpoint.catalog import (
     newest_verified,
     reject,
     rejected_for_loss,
-    steps_to_delete,
     verify,
 )
+from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import Manifest
 from cluster.checkpoint.reader import CheckpointReader
-from cluster.checkpoint.writer import CheckpointWriter
+from cluster.checkpoint.retention import steps_to_delete
+from cluster.checkpoint.sources import VerifiedFiles
+from cluster.checkpoint.writer import CheckpointWriter, WriterHooks
 
 __all__ = [
     "CheckpointInfo",
     "CheckpointReader",
     "CheckpointWriter",
+    "LocalCopies",
     "Manifest",
+    "VerifiedFiles",
+    "WriterHooks",
     "clean_leftovers",
     "find_checkpoint",
     "list_checkpoints",

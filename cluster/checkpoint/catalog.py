@@ -7,12 +7,16 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name
+from cluster.checkpoint.retention import steps_to_delete
+from cluster.checkpoint.retry import retried
+from cluster.config import CheckpointConfig
 from cluster.errors import CheckpointError, RunNotFoundError
 from data_pipeline.publish import file_hashes, write_atomically
 
@@ -24,8 +28,8 @@ _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
 class Rejection:
     """What REJECTED.json says: why no attempt takes the checkpoint."""
 
-    kind: Literal["damage", "loss"]
-    """Its files are not what they were, or it gives another loss than when it was saved."""
+    kind: Literal["damage", "loss", "anomaly"]
+    """Its files are not what they were, it gives another loss than when it was saved, or losses that went wrong."""
     reason: str
     time_unix_seconds: float
 
@@ -84,12 +88,17 @@ def newest_verified(run_directory: Path) -> CheckpointInfo | None:
     return None
 
 
-def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> None:
-    """Compare files with their sizes and hashes.
+def verify(
+    info: CheckpointInfo,
+    files: Iterable[FileRecord] | None = None,
+    progress: Callable[[FileRecord], None] = lambda record: None,
+) -> None:
+    """Compare files in the storage with their sizes and hashes.
 
     Args:
         info: The checkpoint.
         files: Those to check; all by default.
+        progress: Called with each file that was found good.
 
     Raises:
         CheckpointError: Something is missing, cut short or altered.
@@ -99,7 +108,7 @@ def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> N
     for record in info.manifest.files if files is None else files:
         path = info.directory / record.path
         try:
-            found = file_hashes(path)
+            found = retried(partial(file_hashes, path), f"reading {path}")
         except OSError as error:
             raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}.") from error
         if found.size_bytes != record.size_bytes:
@@ -112,9 +121,10 @@ def verify(info: CheckpointInfo, files: Iterable[FileRecord] | None = None) -> N
                 f"checkpoint file {path} was altered: its hash is {found.hash}, and its manifest says {record.hash} "
                 f"(blocks of 1 MiB that differ: {bad[:8]})."
             )
+        progress(record)
 
 
-def reject(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss"]) -> None:
+def reject(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss", "anomaly"]) -> None:
     """Mark a checkpoint as unusable, so that no later attempt takes it.
 
     Its files stay for inspection until retention passes it; removing REJECTED.json takes the rejection back.
@@ -132,19 +142,18 @@ def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
     ]
 
 
-def steps_to_delete(steps: Sequence[int], keep_last: int) -> list[int]:
-    """Steps whose checkpoints retention removes: all but the newest `keep_last`."""
-    return sorted(steps)[:-keep_last]
-
-
-def apply_retention(run_directory: Path, keep_last: int) -> None:
-    """Delete old checkpoints, and unusable ones that are older than all that are kept."""
+def apply_retention(run_directory: Path, policy: CheckpointConfig) -> None:
+    """Delete old checkpoints, and unusable ones that are older than the `keep_last` newest usable ones."""
     infos = list_checkpoints(run_directory)
-    usable = [info.step for info in infos if info.problem is None]
-    deleted = steps_to_delete(usable, keep_last)
-    oldest_kept = min(set(usable) - set(deleted), default=0)
+    usable = [
+        (info.step, info.manifest.created_unix_seconds)
+        for info in infos
+        if info.problem is None and info.manifest is not None
+    ]
+    deleted = set(steps_to_delete(usable, policy))
+    newest = sorted(step for step, _ in usable)[-policy.keep_last :]
     for info in infos:
-        if info.step < oldest_kept:
+        if info.step in deleted or (info.problem is not None and newest and info.step < newest[0]):
             delete(info.directory)
 
 
@@ -190,16 +199,34 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
         manifest = Manifest.read(directory / MANIFEST_NAME)
     except CheckpointError as error:
         return CheckpointInfo(step, directory, None, str(error))
-    if (directory / REJECTED_NAME).exists():
-        rejection = Rejection(**json.loads((directory / REJECTED_NAME).read_bytes()))
+    rejection = _rejection(directory / REJECTED_NAME)
+    if rejection is not None:
         problem = f"checkpoint {directory} was rejected: {rejection.reason}"
         return CheckpointInfo(step, directory, manifest, problem, rejection)
     if manifest.step != step:
         return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} holds step {manifest.step}.")
     for record in manifest.files:
         path = directory / record.path
-        size = path.stat().st_size if path.exists() else None
-        if size != record.size_bytes:
-            state = "is missing" if size is None else f"has {size} bytes instead of {record.size_bytes}"
-            return CheckpointInfo(step, directory, manifest, f"checkpoint file {path} {state}.")
+        try:
+            size = path.stat().st_size
+        except FileNotFoundError:
+            state = "is missing"
+        except OSError as error:
+            state = f"cannot be reached: {error.strerror or error}"
+        else:
+            if size == record.size_bytes:
+                continue
+            state = f"has {size} bytes instead of {record.size_bytes}"
+        return CheckpointInfo(step, directory, manifest, f"checkpoint file {path} {state}.")
     return CheckpointInfo(step, directory, manifest, None)
+
+
+def _rejection(path: Path) -> Rejection | None:
+    """What was found before; a rejection that cannot be read any more is one for damage."""
+    try:
+        return Rejection(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError) as error:
+        reason = f"{path.name} cannot be read ({error}), so why it was rejected is not known"
+        return Rejection(kind="damage", reason=reason, time_unix_seconds=0.0)

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointError
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
@@ -42,6 +43,8 @@ class Piece:
     length: int
     file: str
     scalars: Mapping[str, float]
+    states: tuple[str, ...]
+    """Tensors of the fragment in the file: the master, and what the optimizer keeps for this parameter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,9 +76,16 @@ class Manifest:
             CheckpointError: It is absent, torn, altered or of an unknown version.
         """
         try:
-            document = unseal(path.read_bytes(), str(path))
-        except (OSError, DataError) as error:
+            data = retried(path.read_bytes, f"reading {path}")
+            document = unseal(data, str(path))
+            spelling = seal(document)
+        except (OSError, DataError, ValueError, RecursionError) as error:
             raise CheckpointError(f"checkpoint manifest {path} cannot be used: {error}") from error
+        if spelling != data:  # another spelling of the same values, which the checksum does not see
+            raise CheckpointError(
+                f"checkpoint manifest {path} cannot be used: its bytes are not those that were written. Restore it "
+                "from a copy."
+            )
         if document.get("schema_version") != SCHEMA_VERSION:
             raise CheckpointError(
                 f"checkpoint manifest {path} has schema version {document.get('schema_version')}; this release reads "
@@ -88,7 +98,10 @@ class Manifest:
             next_batch_loss=document["next_batch_loss"],
             run=document["run"],
             state_names=tuple(document["state_names"]),
-            pieces={name: tuple(map(piece_from_json, pieces)) for name, pieces in document["pieces"].items()},
+            pieces={
+                name: tuple(piece_from_json({"states": document["state_names"], **piece}) for piece in pieces)
+                for name, pieces in document["pieces"].items()
+            },
             files=tuple(map(file_from_json, document["files"])),
         )
 
@@ -100,7 +113,7 @@ class Manifest:
 
 def piece_from_json(document: Mapping[str, Any]) -> Piece:
     """A piece from its JSON form."""
-    return Piece(**{**document, "shape": tuple(document["shape"])})
+    return Piece(**{**document, "shape": tuple(document["shape"]), "states": tuple(document["states"])})
 
 
 def file_from_json(document: Mapping[str, Any]) -> FileRecord:

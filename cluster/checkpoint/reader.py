@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from cluster.checkpoint.manifest import Manifest, Piece, tensor_key
+from cluster.checkpoint.rank_file import RankFile
+from cluster.checkpoint.retry import retried
 from cluster.engine import MASTER, Fragment
 from cluster.errors import CheckpointError
 
+_CHUNK_ELEMENTS = 4 * 1024 * 1024  # 16 MiB of host memory for tensors of another device
+
 
 class CheckpointReader:
-    """A `StateSource` over a checkpoint's files: takes from each just the ranges that overlap a fragment."""
+    """A `StateSource` over a checkpoint's files: takes from each just the ranges that overlap a fragment.
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
+    Args:
+        directory: The checkpoint.
+        manifest: Its manifest.
+        path: Where to read a file that the manifest names; in `directory` where None.
+    """
+
+    def __init__(self, directory: Path, manifest: Manifest, path: Callable[[str], Path] | None = None) -> None:
         self._directory = directory
         self._manifest = manifest
-        self._open: dict[str, safe_open] = {}
+        self._path = path if path is not None else directory.joinpath
+        self._open: dict[str, RankFile] = {}
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """Scalar optimizer states of a parameter, equal in all its pieces."""
         return self._pieces(name)[0].scalars
 
-    def tensor_names(self) -> Sequence[str]:
-        """Tensor states besides the master."""
-        return tuple(name for name in self._manifest.state_names if name != MASTER)
+    def tensor_names(self, name: str) -> Sequence[str]:
+        """Tensor states of a parameter besides the master; optimizers may keep others for others."""
+        return tuple(state for state in self._pieces(name)[0].states if state != MASTER)
 
     def parameter_names(self) -> Sequence[str]:
         """All parameters, in the checkpoint's order."""
@@ -45,6 +56,16 @@ class CheckpointReader:
         Raises:
             CheckpointError: The parameter is absent, has another shape, or its pieces leave a gap.
         """
+        target = torch.empty(fragment.length, dtype=torch.float32)
+        self.read_into(fragment, state, target)
+        return target
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a one-dimensional tensor to the fragment's elements, without a copy where it is fp32 on the CPU.
+
+        Raises:
+            CheckpointError: As `read`.
+        """
         pieces = self._pieces(fragment.name)
         if pieces[0].shape != fragment.shape:
             raise CheckpointError(
@@ -52,21 +73,19 @@ class CheckpointReader:
                 f"has {list(fragment.shape)}. A checkpoint continues only the model that wrote it: restore the model's "
                 "configuration, or begin anew with --fresh."
             )
-        result = torch.empty(fragment.length, dtype=torch.float32)
         stop = fragment.offset + fragment.length
         filled = 0
         for piece in pieces:
             low, high = max(fragment.offset, piece.offset), min(stop, piece.offset + piece.length)
             if low < high:
-                values = self._slice(piece, tensor_key(state, fragment.name), low - piece.offset, high - piece.offset)
-                result[low - fragment.offset : high - fragment.offset] = values
+                part = target[low - fragment.offset : high - fragment.offset]
+                self._fill(part, piece, tensor_key(state, fragment.name), low - piece.offset)
                 filled += high - low
         if filled != fragment.length:
             raise CheckpointError(
                 f"checkpoint {self._directory} holds {filled} of the {fragment.length} elements of {fragment.name} "
                 f"({state}) from {fragment.offset} on: its pieces must cover every parameter once."
             )
-        return result
 
     def _pieces(self, name: str) -> tuple[Piece, ...]:
         try:
@@ -77,15 +96,27 @@ class CheckpointReader:
                 "model's configuration, or begin anew with --fresh."
             ) from error
 
-    def _slice(self, piece: Piece, key: str, start: int, stop: int) -> torch.Tensor:
-        path = self._directory / piece.file
+    def _fill(self, target: torch.Tensor, piece: Piece, key: str, start: int) -> None:
+        if target.device.type != "cpu" or target.dtype != torch.float32 or not target.is_contiguous():
+            for first in range(0, len(target), _CHUNK_ELEMENTS):
+                chunk = torch.empty(min(_CHUNK_ELEMENTS, len(target) - first), dtype=torch.float32)
+                self._fill(chunk, piece, key, start + first)
+                target[first : first + len(chunk)].copy_(chunk)
+            return
         try:
-            if piece.file not in self._open:
-                self._open[piece.file] = safe_open(path, framework="pt", device="cpu")
-            values: torch.Tensor = self._open[piece.file].get_slice(key)[start:stop]  # type: ignore[no-untyped-call]
-        except (OSError, SafetensorError) as error:
+            retried(partial(self._try_to_fill, target, piece, key, start), f"reading {piece.file} at {key}")
+        except OSError as error:
+            path = self._directory / piece.file
             raise CheckpointError(f"checkpoint file {path} cannot be read at {key}: {error}") from error
-        return values
+
+    def _try_to_fill(self, target: torch.Tensor, piece: Piece, key: str, start: int) -> None:
+        if piece.file not in self._open:
+            self._open[piece.file] = RankFile(self._path(piece.file))
+        try:
+            self._open[piece.file].read_into(key, start, target)
+        except OSError:
+            del self._open[piece.file]  # a stale handle does not recover: the next try opens the file anew
+            raise
 
 
 def _numel(shape: tuple[int, ...]) -> int:

@@ -1,8 +1,9 @@
 """Writing checkpoints beside the training: a copy on the step path, everything else in a thread without collectives.
 
 Every rank writes its file and then its index; rank 0 waits for all indexes and for the loss of the next batch, and
-publishes the manifest last. At most one checkpoint is in flight. One that cannot be written is given up and the next
-one is tried; only two in a row, or the last of a run, are an error.
+publishes the manifest last. At most one checkpoint is in flight. What the storage refuses for a moment is tried again;
+a checkpoint that cannot be written is given up and the next one is tried; only two in a row, or the last of a run, are
+an error.
 """
 
 from __future__ import annotations
@@ -11,40 +12,43 @@ import errno
 import logging
 import math
 import os
-import re
 import shutil
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
-
-from cluster.checkpoint import catalog
-from cluster.checkpoint.manifest import (
-    MANIFEST_NAME,
-    FileRecord,
-    Manifest,
-    Piece,
-    attempt_name,
-    file_from_json,
-    piece_from_json,
-    step_directory,
-    tensor_key,
-)
+from cluster.checkpoint import catalog, part
+from cluster.checkpoint.local_copy import LocalCopies
+from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, attempt_name, step_directory
+from cluster.checkpoint.retry import Backoff, retried
+from cluster.config import CheckpointConfig
 from cluster.engine import FragmentState
 from cluster.errors import CheckpointError, ClusterError, StorageError
-from data_pipeline.publish import file_hashes, seal, sync_directory, sync_file, unseal, write_atomically
+from data_pipeline.errors import DataError
+from data_pipeline.publish import sync_directory, write_atomically
 
 logger = logging.getLogger(__name__)
 
+Value = TypeVar("Value")
+
 _POLL_SECONDS = 0.02
-_OS_ERROR = re.compile(r"os error (\d+)")
 _FAILURES_ALLOWED = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class WriterHooks:
+    """What a writer tells the attempt, and asks of it."""
+
+    agree: Callable[[str | None], str | None] = lambda problem: problem
+    """Gives every rank the first rank's problem, or None; collective."""
+    before_publish: Callable[[], None] = lambda: None
+    """Called on rank 0 before the manifest is written; an error keeps it from being written."""
+    on_saved: Callable[[dict[str, Any]], None] = lambda event: None
+    """Called on rank 0 after it was."""
 
 
 @dataclass
@@ -72,10 +76,9 @@ class CheckpointWriter:
         attempt: This attempt's number.
         rank: This rank.
         world_size: Number of ranks.
-        keep_last: Checkpoints that retention leaves.
-        agree: Gives every rank the first rank's problem, or None; collective.
-        before_publish: Called on rank 0 before the manifest is written; an error keeps it from being written.
-        on_saved: Called on rank 0 after it was.
+        policy: Which checkpoints stay, and where copies go.
+        hooks: Agreement with the other ranks, and what happens around a publication.
+        backoff: How transient errors of the storage are retried.
         other_ranks_timeout_seconds: How long rank 0 waits for the other parts.
     """
 
@@ -86,24 +89,38 @@ class CheckpointWriter:
         attempt: int,
         rank: int,
         world_size: int,
-        keep_last: int,
-        agree: Callable[[str | None], str | None] = lambda problem: problem,
-        before_publish: Callable[[], None] = lambda: None,
-        on_saved: Callable[[dict[str, Any]], None] = lambda event: None,
+        policy: CheckpointConfig,
+        hooks: WriterHooks | None = None,
+        backoff: Backoff | None = None,
         other_ranks_timeout_seconds: float = 1800.0,
     ) -> None:
         self._run_directory = run_directory
         self._attempt = attempt
         self._rank = rank
         self._world_size = world_size
-        self._keep_last = keep_last
-        self._agree = agree
-        self._before_publish = before_publish
-        self._on_saved = on_saved
+        self._policy = policy
+        self._hooks = hooks or WriterHooks()
+        self._backoff = backoff or Backoff()
         self._timeout_seconds = other_ranks_timeout_seconds
+        self._local = LocalCopies(Path(policy.local_copy), run_directory) if policy.local_copy is not None else None
+        self._spare: Sequence[FragmentState] = ()
+        self._whole_bytes = 0
+        """Size of this attempt's last published checkpoint; known on rank 0."""
         self._save: _Save | None = None
         self._thread: threading.Thread | None = None
         self._failures = 0
+
+    def spare(self) -> Sequence[FragmentState]:
+        """Wait for the checkpoint in flight, and give away its host copies for the next one to overwrite. Collective.
+
+        So there is never more than one snapshot in memory.
+
+        Raises:
+            StorageError: Two checkpoints in a row could not be written.
+        """
+        self._settle(failures_allowed=_FAILURES_ALLOWED)
+        spare, self._spare = self._spare, ()
+        return spare
 
     def save(self, step: int, states: Sequence[FragmentState], run: Mapping[str, Any]) -> None:
         """Begin to write a checkpoint from host copies, once an earlier one is done. Collective.
@@ -140,6 +157,7 @@ class CheckpointWriter:
             StorageError: It could not be written.
         """
         self._settle(failures_allowed=0)
+        self._spare = ()
 
     def close(self, timeout_seconds: float = 60.0) -> None:
         """Let the checkpoint in flight end by itself, when this rank ends early and cannot agree with the others."""
@@ -153,11 +171,12 @@ class CheckpointWriter:
             return
         self.next_loss(None)
         save.written.wait()
-        problem = self._agree(save.problem)
+        problem = self._hooks.agree(save.problem)
         if problem is not None:
             save.abandoned.set()
         self._thread.join()
-        problem = problem or self._agree(save.problem)  # rank 0 may have failed to publish
+        problem = problem or self._hooks.agree(save.problem)  # rank 0 may have failed to publish
+        self._spare = save.states
         self._save = self._thread = None
         self._failures = self._failures + 1 if problem else 0
         if problem and self._failures > failures_allowed:
@@ -169,21 +188,19 @@ class CheckpointWriter:
     def _work(self, save: _Save) -> None:
         try:
             self._write_rank(save)
-        except (OSError, SafetensorError) as error:
+            save.written.set()
+            if self._rank == 0:
+                self._publish(save)
+        except (OSError, ClusterError, DataError) as error:
             self._fail(save, error)
-            return
+        except BaseException as error:
+            self._fail(save, error)
+            raise
         finally:
             save.written.set()
-        if self._rank != 0:
-            return
-        try:
-            self._publish(save)
-        except (OSError, ClusterError) as error:
-            self._fail(save, error)
 
-    def _fail(self, save: _Save, error: Exception) -> None:
+    def _fail(self, save: _Save, error: BaseException) -> None:
         """Note the problem, say it at once, and remove what no manifest names."""
-        save.states = ()
         save.problem = (
             f"the checkpoint of step {save.step} could not be written to {save.directory}: {_explain(error)}."
         )
@@ -192,65 +209,70 @@ class CheckpointWriter:
             shutil.rmtree(save.directory, ignore_errors=True)
 
     def _write_rank(self, save: _Save) -> None:
-        save.directory.mkdir(parents=True, exist_ok=True)
-        name = f"rank-{self._rank:05d}"
-        path = save.directory / f"{name}.safetensors"
-        tensors: dict[str, torch.Tensor] = {
-            tensor_key(state, held.fragment.name): tensor
-            for held in save.states
-            for state, tensor in held.tensors.items()
-        }
-        save_file(tensors, path)
-        sync_file(path)
-        hashes = file_hashes(path)
+        path = part.tensors_path(save.directory, self._rank)
+        self._retried(save, partial(save.directory.mkdir, parents=True, exist_ok=True), save.directory)
+        own_bytes = part.size_bytes(save.states)
+        self._require_room(save, own_bytes)
         relative = f"{save.directory.name}/{path.name}"
-        record = FileRecord(relative, hashes.size_bytes, hashes.hash, tuple(hashes.blocks))
-        pieces = [
-            {
-                "name": held.fragment.name,
-                "states": sorted(held.tensors),
-                **asdict(
-                    Piece(
-                        group=held.fragment.group,
-                        shape=held.fragment.shape,
-                        offset=held.fragment.offset,
-                        length=held.fragment.length,
-                        file=relative,
-                        scalars=held.scalars,
-                    )
-                ),
-            }
-            for held in save.states
-        ]
-        save.states = ()
-        write_atomically(save.directory / f"{name}.json", seal({"file": asdict(record), "pieces": pieces}))
+
+        def write() -> FileRecord:
+            if self._local is None:
+                return part.write_tensors(path, save.states)
+            with self._local.copying(save.step, relative, own_bytes) as add:
+                return part.write_tensors(path, save.states, add)
+
+        record = self._retried(save, write, path)
+        index = part.describe(record, save.states)
+        index_path = part.index_path(save.directory, self._rank)
+        self._retried(save, partial(write_atomically, index_path, index), index_path)
+        if self._local is not None:
+            self._local.prune(save.step)
+
+    def _require_room(self, save: _Save, own_bytes: int) -> None:
+        """Refuse to begin what cannot be ended; rank 0 counts the whole checkpoint, once it knows how large one is.
+
+        The other ranks may have begun: what they have written is no longer needed, and no longer free.
+        """
+        system = self._retried(save, partial(os.statvfs, save.directory), save.directory)
+        if system.f_blocks == 0:  # a file system that does not tell
+            return
+        free_bytes = system.f_bavail * system.f_frsize
+        needed_bytes = own_bytes
+        if self._rank == 0:
+            present_bytes = sum(child.stat().st_size for child in save.directory.glob("rank-*.safetensors"))
+            needed_bytes = max(own_bytes, self._whole_bytes - present_bytes)
+        if needed_bytes > free_bytes:
+            raise StorageError(f"{needed_bytes:,} bytes are needed there and {free_bytes:,} are free")
 
     def _publish(self, save: _Save) -> None:
         parts = self._collect(save)
         save.next_loss_known.wait()
-        pieces: dict[str, list[Piece]] = {}
-        states: set[str] = set()
-        for part in parts:
-            for item in part["pieces"]:
-                states.update(item.pop("states"))
-                pieces.setdefault(item.pop("name"), []).append(piece_from_json(item))
-        manifest = Manifest(
+        manifest = part.assemble(
+            parts,
             step=save.step,
             attempt=self._attempt,
             created_unix_seconds=time.time(),
             next_batch_loss=save.next_loss,
             run=save.run,
-            state_names=tuple(sorted(states)),
-            pieces={name: tuple(sorted(held, key=lambda piece: piece.offset)) for name, held in pieces.items()},
-            files=tuple(file_from_json(part["file"]) for part in parts),
         )
-        sync_directory(save.directory)
-        self._before_publish()
-        (save.directory.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)
-        write_atomically(save.directory.parent / MANIFEST_NAME, manifest.to_bytes())
-        self._on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
+        content, target = manifest.to_bytes(), save.directory.parent / MANIFEST_NAME
+
+        def publish() -> None:
+            sync_directory(save.directory)
+            try:
+                self._hooks.before_publish()  # before every try: in the meantime another attempt may have begun
+            except OSError as error:  # not tried again: a second fsync after one that failed proves nothing
+                raise StorageError(f"the run's record is not durable: {_explain(error)}") from error
+            (save.directory.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)
+            write_atomically(target, content)
+
+        self._retried(save, publish, target)
+        self._whole_bytes = manifest.size_bytes
+        self._hooks.on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
         try:
-            catalog.apply_retention(self._run_directory, self._keep_last)
+            for rank in range(self._world_size):  # all that they say is in the manifest now
+                part.index_path(save.directory, rank).unlink(missing_ok=True)
+            catalog.apply_retention(self._run_directory, self._policy)
         except OSError as error:
             logger.warning("old checkpoints of %s could not be removed: %s", self._run_directory, error)
 
@@ -258,22 +280,25 @@ class CheckpointWriter:
         deadline = time.monotonic() + self._timeout_seconds
         parts = []
         for rank in range(self._world_size):
-            path = save.directory / f"rank-{rank:05d}.json"
-            while not path.exists():
+            path = part.index_path(save.directory, rank)
+            while not self._retried(save, path.exists, path):
                 if save.abandoned.is_set():
                     raise CheckpointError("another rank could not write its part")
                 if time.monotonic() > deadline:
                     raise CheckpointError(f"rank {rank} did not hand in its part within {self._timeout_seconds:g} s")
                 time.sleep(_POLL_SECONDS)
-            parts.append(unseal(path.read_bytes(), str(path)))
+            parts.append(self._retried(save, partial(part.read_index, path), path))
         return parts
 
+    def _retried(self, save: _Save, operation: Callable[[], Value], path: Path) -> Value:
+        what = f"the checkpoint of step {save.step}: {path}"
+        return retried(operation, what, backoff=self._backoff, given_up=save.abandoned.is_set)
 
-def _explain(error: Exception) -> str:
-    """The reason in words; safetensors gives the system's error number in its text only."""
-    number = error.errno if isinstance(error, OSError) else None
-    if isinstance(error, SafetensorError) and (match := _OS_ERROR.search(str(error))):
-        number = int(match[1])
-    if number in (errno.ENOSPC, errno.EDQUOT):
+
+def _explain(error: BaseException) -> str:
+    """The reason in words."""
+    if not isinstance(error, OSError) or error.errno is None:
+        return str(error) or type(error).__name__
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the storage is full"
-    return os.strerror(number) if number is not None else str(error)
+    return os.strerror(error.errno)

@@ -49,6 +49,11 @@ def examples(*commands: str) -> str:
     return f"Examples:\n\n{lines}"
 
 
+def program(ctx: typer.Context) -> str:
+    """How this person has called the command line, for advice that can be typed as it stands."""
+    return ctx.find_root().info_name or "longhaul"
+
+
 def print_json(value: Any) -> None:
     """Print a result for programs to read."""
     typer.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -30,6 +31,7 @@ def pretrain(
     """Train a model from random weights, going on from the newest good checkpoint where the run has one.
 
     Where RAY_ADDRESS is set the workers run on that Ray cluster, otherwise on a private one of this machine.
+    The exit code is 75 where another command writes the run.
     """
     from launcher.config_file import load_run_config
     from launcher.console import is_interactive, messages, results
@@ -54,8 +56,20 @@ def pretrain(
         out.print(f"validation perplexity {perplexity:.2f}  ({name})")
     for entry in result.ledger:
         out.print(token_account(entry))
+    out.print(_goodput(result.run_directory))
     out.print(f"run     {result.run_directory}")
     if result.report is not None:
         out.print(f"report  {result.report}")
     if result.status == "stopped":
         raise InterruptError(f"stopped after step {result.step:,}. The same command continues the run from there.")
+
+
+def _goodput(run_directory: Path) -> str:
+    """What the run's time was spent on; a record that cannot be read spoils no training that ended well."""
+    from cluster.errors import StorageError
+    from cluster.goodput import goodput_line, read_goodput
+
+    try:
+        return goodput_line(read_goodput(run_directory))
+    except (OSError, StorageError) as error:
+        return f"goodput n/a: {error}"

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from launcher.commands.arguments import Address, Config, Overrides, examples
+from launcher.commands.arguments import Address, Config, Overrides, examples, program
 
 if TYPE_CHECKING:
     from cluster.jobs import Jobs
@@ -34,6 +34,7 @@ Fresh = Annotated[bool, typer.Option("--fresh", help="Begin anew; what is there 
     )
 )
 def pretrain(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
@@ -43,14 +44,20 @@ def pretrain(
 ) -> None:
     """Train a model as a job: continues by itself after any loss, until it is finished or stopped.
 
-    Paths must be absolute, and the same for every node. The exit code is that of the training.
+    Paths must be absolute, and the same for every node. Ctrl-C ends the following, not the job.
+
+    The exit code is that of the training: 130 where it was stopped, 75 where another command writes the run.
     """
+    from pathlib import Path
+
+    from cluster.job import run_metadata
     from launcher.config_file import load_run_config, resolved_yaml
     from launcher.environment import require_absolute_paths
 
     run_config = load_run_config(config, overrides or ())
     require_absolute_paths(run_config)
-    _submit("pretrain", run_config.name, resolved_yaml(run_config), address, detach, fresh, stop_grace)
+    metadata = run_metadata(str(Path(run_config.storage) / run_config.name))
+    _submit(ctx, metadata, resolved_yaml(run_config), address, detach, fresh, stop_grace)
 
 
 @app.command(
@@ -60,6 +67,7 @@ def pretrain(
     )
 )
 def data(
+    ctx: typer.Context,
     config: Config,
     overrides: Overrides = None,
     address: Address = None,
@@ -67,17 +75,28 @@ def data(
     fresh: Fresh = False,
     stop_grace: StopGrace = 30,
 ) -> None:
-    """Build a dataset as a job, as `data build` does; corpora, tokenizer and output by absolute paths."""
+    """Build a dataset as a job, as `data build` does; corpora, tokenizer and output by absolute paths.
+
+    Ctrl-C ends the following, not the job. A build that was stopped goes on with the same command.
+    """
+    from cluster.submission import RUN, VERB
     from launcher.config_file import load_build_config, resolved_yaml
     from launcher.environment import require_absolute_paths
 
     build_config = load_build_config(config, overrides or ())
     require_absolute_paths(build_config)
-    _submit("data build", build_config.name, resolved_yaml(build_config), address, detach, fresh, stop_grace)
+    metadata = {RUN: build_config.name, VERB: "data build"}
+    _submit(ctx, metadata, resolved_yaml(build_config), address, detach, fresh, stop_grace)
 
 
 def _submit(
-    verb: str, name: str, config_yaml: str, address: str | None, detach: bool, fresh: bool, stop_grace: int
+    ctx: typer.Context,
+    metadata: dict[str, str],
+    config_yaml: str,
+    address: str | None,
+    detach: bool,
+    fresh: bool,
+    stop_grace: int,
 ) -> None:
     import re
     import secrets
@@ -85,7 +104,7 @@ def _submit(
     from pathlib import Path
 
     from cluster.jobs import Jobs
-    from cluster.submission import RUN, VERB
+    from cluster.submission import DIRECTORY, RUN, VERB
     from launcher.console import messages
     from launcher.environment import jobs_address
     from launcher.job_package import CONFIG_NAME, stage
@@ -93,6 +112,8 @@ def _submit(
 
     say = messages().print
     jobs = Jobs(jobs_address(address))
+    if DIRECTORY in metadata:
+        jobs.require_free(metadata[DIRECTORY])
     with tempfile.TemporaryDirectory(prefix="longhaul-job-") as directory:
         package = stage(Path(directory), config_yaml)
         largest, size = package.files[0]
@@ -101,15 +122,16 @@ def _submit(
             f"{byte_size(package.zipped_bytes)} zipped; the largest is {largest} ({byte_size(size)})"
         )
         job = jobs.submit(
-            f"exec python -m launcher {verb} ./{CONFIG_NAME}{' --fresh' if fresh else ''}",
-            submission_id=f"longhaul-{re.sub(r'[^A-Za-z0-9._-]+', '-', name)}-{secrets.token_hex(3)}",
+            f"exec python -m launcher {metadata[VERB]} ./{CONFIG_NAME}{' --fresh' if fresh else ''}",
+            submission_id=f"longhaul-{re.sub(r'[^A-Za-z0-9._-]+', '-', metadata[RUN])}-{secrets.token_hex(3)}",
             working_directory=directory,
-            metadata={RUN: name, VERB: verb},
+            metadata=metadata,
             stop_grace_seconds=stop_grace,
         )
     say(f"submitted as job {job}")
     if detach:
-        say(f"follow it with:  longhaul jobs logs {job} --follow\nstop it with:    longhaul jobs stop {job}")
+        verb = f"{program(ctx)} jobs"
+        say(f"follow it with:  {verb} logs {job} --follow\nstop it with:    {verb} stop {job}")
         typer.echo(job)
         return
     raise typer.Exit(follow(jobs, job))
@@ -125,7 +147,7 @@ def follow(jobs: Jobs, reference: str) -> int:
     from launcher.errors import InterruptError
 
     say = messages().print
-    job = jobs.get(reference)
+    job = jobs.get(reference, say)
     try:
         end = jobs.follow(job, lambda text: typer.echo(text, nl=False), say)
     except KeyboardInterrupt as error:

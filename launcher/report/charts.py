@@ -77,6 +77,7 @@ def _further_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
     shown = {key for chart in _CHARTS for key in (chart.train_key, chart.eval_key)} | {"train/tokens"}
     keys = {key for run in runs for key, values in run.record.train.values.items() if not np.isnan(values).all()}
     keys |= {key for run in runs for line in run.record.evaluations for key in line.values}
+    keys = {key for key in keys if not key.startswith("time/")}  # the section on time has them
     suffixes = {key.removeprefix("train/").removeprefix("eval/") for key in keys - shown}
     named = sorted(suffix for suffix in suffixes if suffix)[:_FURTHER_CHARTS]
     return [_further_chart(suffix, memory_unit(runs)) for suffix in named]

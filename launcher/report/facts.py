@@ -14,8 +14,24 @@ from launcher.report.words import fact, flat, heading, in_layout_order, topology
 
 _SECTION = "Run, data and environment"
 _FIRST = ("name", "task", "id", "created_unix_seconds", "attempt", "published_step")
-_TITLES = {"wandb": "Weights & Biases", "environment": "Environment", "model": "Model", "baseline": "Baseline"}
-_ORDER = ("Run", "Ran on", "Environment", "Model", "Data plan", "Dataset", "Baseline", "Chosen for auto")
+_TITLES = {
+    "wandb": "Weights & Biases",
+    "environment": "Environment",
+    "model": "Model",
+    "baseline": "Baseline",
+    "parent": "Branched from",
+}
+_ORDER = (
+    "Run",
+    "Branched from",
+    "Ran on",
+    "Environment",
+    "Model",
+    "Data plan",
+    "Dataset",
+    "Baseline",
+    "Chosen for auto",
+)
 Group = dict[str, str]
 
 

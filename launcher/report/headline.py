@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from launcher.report.axes import RunAxes
+from cluster.goodput import Goodput
 from launcher.report.json_facts import finite
 from launcher.report.metrics import Evaluation
 from launcher.report.record import RunRecord
+from launcher.report.runs import ReportedRun
 from launcher.report.units import (
     MISSING,
     ByteUnit,
@@ -27,8 +28,8 @@ from launcher.report.units import (
 
 FORMULAS = (
     "Perplexity is exp(loss), loss the mean cross entropy over target tokens in nats. "
-    "Time in training is the sum over attempts of the time from the first to the last logged step that was "
-    "kept, over wall time, which runs from the first to the last record. "
+    "Goodput is the seconds of training steps that stayed, over wall time; wall time runs from the creation of the run "
+    "to its last record, without pauses after it was stopped or had finished. "
     "Tokens/s and MFU in the headline are medians over logged steps; n/a is a figure that the run lacks. "
     "Smoothing is an exponential mean over steps with the time constant shown, of logarithms for perplexity."
 )
@@ -46,20 +47,20 @@ class Card:
     """What runs are ranked by, lowest first, where ranking them makes sense."""
 
 
-def headline(record: RunRecord, axes: RunAxes, memory: ByteUnit) -> list[Card]:
+def headline(run: ReportedRun, memory: ByteUnit) -> list[Card]:
     """The cards in reading order; every run has the same ones.
 
     Args:
-        record: The run.
-        axes: Its axes.
+        run: The run.
         memory: The unit of peak memory.
     """
+    record = run.record
     return [
         _training(record),
         _validation(record),
         _tokens(record),
         _speed(record),
-        _wall_time(axes),
+        _wall_time(run.goodput),
         _attempts(record),
         _checkpoints(record),
         _memory(record, memory),
@@ -149,13 +150,12 @@ def _speed(record: RunRecord) -> Card:
     return Card(label="Speed", value=short_count(speed), unit=unit, note=f"median; MFU {mfu}")
 
 
-def _wall_time(axes: RunAxes) -> Card:
-    if axes.begin_unix_seconds is None or axes.end_unix_seconds is None:
+def _wall_time(goodput: Goodput) -> Card:
+    if goodput.wall_seconds <= 0:
         return Card(label="Wall time", value=MISSING)
-    wall = axes.end_unix_seconds - axes.begin_unix_seconds
-    training = sum((last["seconds"] or 0) - (first["seconds"] or 0) for _, first, last in axes.attempts())
-    note = f"{percentage(training / wall)} of it in training" if wall > 0 and training > 0 else ""
-    return Card(label="Wall time", value=duration(wall), note=note)
+    notes = [f"goodput {percentage(goodput.fraction)}"] if goodput.fraction is not None else []
+    notes += [f"paused for {duration(goodput.paused_seconds)}"] if goodput.paused_seconds else []
+    return Card(label="Wall time", value=duration(goodput.wall_seconds), note=", ".join(notes))
 
 
 def _attempts(record: RunRecord) -> Card:

@@ -11,8 +11,8 @@ from launcher.report.units import MISSING
 
 COLOURS = 6
 """Of runs; further runs take them again, dashed."""
-Column = tuple[str, Literal["numeric", "tight", "words"]]
-"""Heading and kind: figures align right, tight texts stay on one line, words wrap."""
+Column = tuple[str, Literal["numeric", "tight", "words", "bar"]]
+"""Heading and kind: figures align right, tight texts stay on one line, words wrap, bars take the room that is left."""
 Row = tuple[str, Sequence[str]]
 """Class and cells."""
 Fact = tuple[str, Sequence[str | None]]

@@ -18,8 +18,9 @@ from launcher.report.configuration import configuration_section
 from launcher.report.curves import page_data
 from launcher.report.events import status
 from launcher.report.facts import facts_section
+from launcher.report.goodput import goodput_section
 from launcher.report.headline import FORMULAS, Card, headline
-from launcher.report.json_facts import finite
+from launcher.report.json_facts import finite, whole
 from launcher.report.markup import swatch
 from launcher.report.record import RunRecord, read_record
 from launcher.report.runs import ReportedRun, memory_unit, reported_runs
@@ -91,16 +92,16 @@ def build_page(records: Sequence[RunRecord]) -> str:
 
 def _sections(runs: list[ReportedRun]) -> str:
     if len(runs) == 1:
-        order = (evaluation_section, samples_section, events_section, checkpoints_section)
+        order = (evaluation_section, samples_section, goodput_section, events_section, checkpoints_section)
         return "".join(part(runs) for part in (*order, configuration_section, facts_section))
     # Between runs the first question is what was done differently.
-    order = (configuration_section, evaluation_section, samples_section, events_section)
+    order = (configuration_section, evaluation_section, samples_section, goodput_section, events_section)
     return "".join(part(runs) for part in (*order, checkpoints_section, facts_section))
 
 
 def _headline(runs: list[ReportedRun]) -> str:
     unit = memory_unit(runs)
-    figures = [headline(run.record, run.axes, unit) for run in runs]
+    figures = [headline(run, unit) for run in runs]
     return _cards(figures[0]) if len(runs) == 1 else comparison_table(runs, figures)
 
 
@@ -150,6 +151,9 @@ def _subtitle(run: ReportedRun) -> str:
     """Size of the model, what it ran on, when."""
     record, axes = run.record, run.axes
     parts = []
+    parent = record.facts.get("parent")
+    if isinstance(parent, dict) and (step := whole(parent.get("step"))) is not None:
+        parts.append(f"branch of {parent.get('name')} at step {step:,}")
     model, environment = record.facts.get("model"), record.facts.get("environment")
     if isinstance(model, dict) and (parameters := finite(model.get("parameters"))) is not None:
         parts.append(f"{short_count(parameters)} parameters")

@@ -67,6 +67,8 @@ class RunRecord:
     """Ordered by step."""
     samples: list[Sample]
     """Ordered by step; those of one step in the order written."""
+    discarded: list[Facts] = field(default_factory=list)
+    """Train lines of steps that a death or a rollback undid, in the order written."""
     complaints: list[str] = field(default_factory=list)
     """What could not be read, for the reader of the report."""
 
@@ -99,6 +101,9 @@ def read_record(run_directory: Path) -> RunRecord:
         events=[_event(line) for line in read_lines(run_directory / "events.jsonl", complaints)],
         checkpoints=_read_checkpoints(run_directory / "checkpoints", complaints),
         samples=_samples(read_lines(run_directory / "samples.jsonl", complaints)),
+        discarded=[
+            line for line in read_lines(run_directory / "discarded.jsonl", complaints) if line.get("kind") == "train"
+        ],
         complaints=complaints,
     )
 

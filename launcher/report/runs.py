@@ -9,9 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cluster.goodput import Goodput
 from launcher.report.axes import RunAxes
 from launcher.report.record import RunRecord
 from launcher.report.units import ByteUnit, byte_unit
+from launcher.report.wall_time import run_goodput
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +22,8 @@ class ReportedRun:
 
     record: RunRecord
     axes: RunAxes
+    goodput: Goodput
+    """Its wall time, divided."""
     label: str
     """Its name; with a directory where several runs of the page have that name."""
     place: int
@@ -30,7 +34,7 @@ def reported_runs(records: Sequence[RunRecord]) -> list[ReportedRun]:
     """The runs in the order given."""
     labels = _labels(records)
     return [
-        ReportedRun(record=record, axes=RunAxes(record), label=label, place=place)
+        ReportedRun(record=record, axes=RunAxes(record), goodput=run_goodput(record), label=label, place=place)
         for place, (record, label) in enumerate(zip(records, labels, strict=True))
     ]
 

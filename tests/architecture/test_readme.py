@@ -20,12 +20,18 @@ CLAIMED: dict[str, str] = {
     'longhaul generate runs/mytext --prompt "The"': _WALK,
     "longhaul checkpoint list runs/mytext": _WALK,
     "longhaul checkpoint verify runs/mytext": _WALK,
+    "longhaul checkpoint inspect runs/mytext": _WALK,
+    "longhaul branch runs/mytext --from 50 annealed schedule.name=wsd train.max_steps=60": _WALK,
     "ray job submit --working-dir . -- python -m launcher pretrain smoke storage=/shared/runs": (
         "tests/integration/test_jobs.py::test_literal_ray_job_submit_trains_and_tracks_all"
     ),
     "export RAY_API_SERVER_ADDRESS=http://head:8265": (
         "tests/unit/launcher/test_environment.py::test_cluster_of_jobs_is_the_one_that_was_named"
     ),
+    "longhaul submit data mytext.yaml output=/shared/datasets/mytext sources.0.path=/shared/notes": (
+        "tests/integration/test_jobs.py::test_dataset_is_built_by_a_job"
+    ),
+    "longhaul jobs status mytext": _STOPPED,
     "longhaul submit pretrain myrun.yaml storage=/shared/runs data.dataset=/shared/datasets/mytext": _STOPPED,
     "longhaul jobs list": _STOPPED,
     "longhaul jobs logs mytext --follow": (

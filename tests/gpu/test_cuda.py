@@ -84,13 +84,16 @@ class Held:
     def scalars(self, name: str) -> Mapping[str, float]:
         return self._states[name].scalars
 
-    def tensor_names(self) -> Sequence[str]:
-        return [name for name in next(iter(self._states.values())).tensors if name != "master"]
+    def tensor_names(self, name: str) -> Sequence[str]:
+        return [state for state in self._states[name].tensors if state != "master"]
 
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         held = self._states[fragment.name]
         assert held.fragment == fragment
         return held.tensors[state]
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        target.copy_(self.read(fragment, state))
 
 
 @pytest.fixture(scope="module")

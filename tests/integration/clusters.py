@@ -48,6 +48,8 @@ class Cluster:
     token: str | None = None
     """With a token every process must know it; without one authentication is off."""
     head_cpus: int = 2
+    startup_code: str = ""
+    """What every Python process of its nodes runs first."""
     port: int = field(default_factory=free_port)
     dashboard_port: int = field(default_factory=free_port)
     nodes: list[subprocess.Popen[bytes]] = field(default_factory=list)
@@ -81,7 +83,8 @@ class Cluster:
         """A directory that takes Longhaul's own installation out of every Python of the cluster."""
         site = self.directory / "site"
         site.mkdir(exist_ok=True)
-        (site / "sitecustomize.py").write_text(_HIDE_INSTALLATION.format(root=str(Path(__file__).parents[2])))
+        hide = _HIDE_INSTALLATION.format(root=str(Path(__file__).parents[2]))
+        (site / "sitecustomize.py").write_text(hide + self.startup_code)
         return site
 
     def start(self) -> Cluster:
@@ -132,6 +135,23 @@ class Cluster:
                 continue
         node.wait()
 
+    def drain(self, address: str, *, deadline_seconds: int) -> None:
+        """Announce, as a platform does, that a node is taken back."""
+        (node,) = (node for node in self._live_nodes() if node["ip"] == address)
+        ray = Path(sys.executable).with_name("ray")
+        subprocess.run(
+            [
+                *(str(ray), "drain-node", f"--address=127.0.0.1:{self.port}"),
+                f"--node-id={node['raylet']['nodeId']}",
+                "--reason=DRAIN_NODE_REASON_PREEMPTION",
+                "--reason-message=spot",
+                f"--deadline-remaining-seconds={deadline_seconds}",
+            ],
+            check=True,
+            env=self.environment,
+            capture_output=True,
+        )
+
     def stop(self) -> None:
         """End every process of the cluster, and remove its directory."""
         for node in reversed(self.nodes):
@@ -172,6 +192,7 @@ class Cluster:
         return content
 
 
-def new_cluster(*, token: str | None = None, head_cpus: int = 2) -> Cluster:
+def new_cluster(*, token: str | None = None, head_cpus: int = 2, startup_code: str = "") -> Cluster:
     """A cluster that is not started yet."""
-    return Cluster(Path(tempfile.mkdtemp(prefix="lh", dir="/tmp")), token=token, head_cpus=head_cpus)
+    directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
+    return Cluster(directory, token=token, head_cpus=head_cpus, startup_code=startup_code)

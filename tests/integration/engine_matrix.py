@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 
 from cluster.batches import micro_batch_count, rows_of_rank
-from cluster.checkpoint import CheckpointReader, CheckpointWriter, find_checkpoint
+from cluster.checkpoint import CheckpointWriter, WriterHooks
 from cluster.collectives import Collectives
-from cluster.config import ZeroConfig
+from cluster.config import CheckpointConfig, ZeroConfig
 from cluster.engine import Engine, MicroBatch
 from cluster.initial_state import InitialState
 from cluster.topology import Topology
@@ -55,6 +55,7 @@ class Case:
 
     zero: ZeroConfig | None = None
     precision: Precision
+    optimizer: OptimizerConfig = OPTIMIZER
     activation_checkpointing: Literal["off", "full"] = "off"
     note: str = ""
 
@@ -118,13 +119,13 @@ def build(case: Case, topology: Topology) -> Engine:
     """The engine of a case, without state."""
     build_model = partial(Transformer, MODEL, "sdpa", case.activation_checkpointing)
     if case.zero is None:
-        return TorchEngine(build_model(), optimizer=OPTIMIZER, precision=case.precision)
+        return TorchEngine(build_model(), optimizer=case.optimizer, precision=case.precision)
     from cluster.deepspeed_engine import DeepSpeedEngine
 
     size = micro_batch_size(topology.world_size)
     return DeepSpeedEngine(
         build_model,
-        optimizer=OPTIMIZER,
+        optimizer=case.optimizer,
         zero=case.zero,
         precision=case.precision,
         micro_batch_size=size,
@@ -138,32 +139,35 @@ def micro_batch_size(world_size: int) -> int:
     return 2 if world_size < 4 else 1
 
 
+def global_batch(step: int, topology: Topology) -> tuple[list[MicroBatch], float]:
+    """The micro-batches of this rank in a step, and the target weight of the whole global batch."""
+    draw = np.random.default_rng(step)
+    tokens = draw.integers(0, 67, (ROWS, LENGTH + 1))
+    weights = (draw.random((ROWS, LENGTH)) > 0.2).astype(np.float32)
+    batches = []
+    size = micro_batch_size(topology.world_size)
+    for rows in rows_of_rank(np.arange(ROWS), topology.rank, topology.world_size, size):
+        real = rows[:, None] >= 0
+        held = torch.from_numpy(np.where(real, tokens[rows], 0))
+        weight = torch.from_numpy(np.where(real, weights[rows], 0).astype(np.float32))
+        batches.append(MicroBatch(held[:, :-1].contiguous(), held[:, 1:].contiguous(), weight, None))
+    return batches, float(weights.sum())
+
+
 def train_steps(engine: Engine, topology: Topology, steps: range) -> Curve:
     """Train for some steps, on the batches that belong to their numbers."""
     losses, gradients = [], {}
     for step in steps:
-        draw = np.random.default_rng(step)
-        tokens = draw.integers(0, 67, (ROWS, LENGTH + 1))
-        weights = (draw.random((ROWS, LENGTH)) > 0.2).astype(np.float32)
-        scale = torch.tensor(1.0 / weights.sum(), dtype=torch.float32)
+        batches, weight = global_batch(step, topology)
         loss_sum = torch.zeros((), dtype=torch.float64)
-        size = micro_batch_size(topology.world_size)
-        for rows in rows_of_rank(np.arange(ROWS), topology.rank, topology.world_size, size):
-            real = rows[:, None] >= 0
-            held = torch.from_numpy(np.where(real, tokens[rows], 0))
-            batch = MicroBatch(
-                held[:, :-1].contiguous(),
-                held[:, 1:].contiguous(),
-                torch.from_numpy(np.where(real, weights[rows], 0).astype(np.float32)),
-                None,
-            )
-            loss_sum += engine.accumulate(batch, scale).loss_sum
+        for batch in batches:
+            loss_sum += engine.accumulate(batch, torch.tensor(1.0 / weight, dtype=torch.float32)).loss_sum
         if topology.world_size > 1:
             dist.all_reduce(loss_sum)
         if step == 1:
             gradients = engine.gradients()  # type: ignore[attr-defined]
         engine.update(1e-2)
-        losses.append(loss_sum.item() / float(weights.sum()))
+        losses.append(loss_sum.item() / weight)
     return Curve(losses, gradients)
 
 
@@ -181,56 +185,14 @@ def curves(topology: Topology, cases: list[Case], steps: int = STEPS, saved_in: 
     return found
 
 
-@dataclass(frozen=True)
-class Loaded:
-    """What a rank holds after loading: whether it is bit for bit what was saved, and how many elements it is."""
-
-    equal: bool
-    elements: int
-    losses: list[float]
-    """Of the steps after the checkpoint."""
-
-
-def load_all(topology: Topology, cases: list[Case], directory: Path) -> dict[tuple[str, str], Loaded]:
-    """Every case loads every checkpoint of its precision and goes on: one for all the steps, the others for two.
-
-    What follows from equal states is equal, wherever they were saved; two steps show that more than what a snapshot
-    holds was set, the parameters that are computed with.
-    """
-    results: dict[tuple[str, str], Loaded] = {}
-    for case in cases:
-        went_on = False
-        for saved in sorted(directory.iterdir()):
-            if case.precision not in saved.name.split("-"):
-                continue
-            info = find_checkpoint(saved)
-            assert info.manifest is not None
-            reader = CheckpointReader(info.directory, info.manifest)
-            engine = build(case, topology)
-            engine.load(reader)
-            held = engine.snapshot()
-            equal = all(
-                torch.equal(tensor, reader.read(part.fragment, state))
-                and part.scalars == reader.scalars(part.fragment.name)
-                for part in held
-                for state, tensor in part.tensors.items()
-            )
-            steps = range(SAVED_AFTER + 1, SAVED_AFTER + 1 + (2 if went_on else STEPS))
-            losses = train_steps(engine, topology, steps).losses
-            went_on = True
-            elements = sum(part.fragment.length for part in held)
-            results[saved.name, f"{topology.world_size}-{case}"] = Loaded(equal, elements, losses)
-    return results
-
-
 def _save(engine: Engine, topology: Topology, directory: Path) -> None:
     writer = CheckpointWriter(
         directory,
         attempt=1,
         rank=topology.rank,
         world_size=topology.world_size,
-        keep_last=1,
-        agree=Collectives().first_error,
+        policy=CheckpointConfig(keep_last=1),
+        hooks=WriterHooks(agree=Collectives().first_error),
     )
     writer.save(SAVED_AFTER, engine.snapshot(), {})
     writer.finish()

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import pkgutil
 import shutil
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from attempts import attempt_alone, kill_attempt, losses_of, record_of
 from gloo import run_ranks
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
@@ -22,58 +19,12 @@ from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine, torch_engine
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
-from cluster.record import deterministic_fields, read_lines
-from cluster.run_directory import PUBLISHED_STEP, RunDirectory
+from cluster.record import read_lines
 from cluster.topology import Topology
+from cluster.train_loop import Regroup
 from data_pipeline.publish import seal
 
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
-
-
-KILLED = 9
-
-
-def die(*_: Any, **__: Any) -> None:
-    """End the process as SIGKILL does: no handler, no `finally`, no thread is waited for."""
-    os._exit(KILLED)
-
-
-def attempt_alone(
-    config: RunConfig, *, link: SilentLink | None = None, observe: Callable[[Any], None] = lambda batch: None
-) -> SilentLink:
-    """One attempt with plain torch in this process."""
-    link = link or SilentLink()
-    begin(config)
-    surroundings = Surroundings(
-        build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking(), observe=observe
-    )
-    run_attempt(config, Topology(), surroundings)
-    return link
-
-
-def kill_attempt(config: RunConfig, at: int | str, *, published: int | None = None) -> None:
-    """One attempt in a process that dies before it computes step `at`, or where it would call the function `at`.
-
-    With `published` it dies as soon as the checkpoint of that step is there and noted, and not earlier.
-    """
-
-    def observe(batch: Any) -> None:
-        if batch.step == at:
-            while published is not None and RunDirectory(directory).facts().get(PUBLISHED_STEP) != published:
-                time.sleep(0.01)
-            die()
-
-    directory = Path(config.storage) / config.name
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if isinstance(at, str):
-                module, _, name = at.rpartition(".")
-                setattr(pkgutil.resolve_name(module), name, die)
-            attempt_alone(config, observe=observe)
-        finally:
-            os._exit(1)  # the moment to die at never came
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
 
 
 def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[int]]:
@@ -95,17 +46,6 @@ def attempt_on_ranks(topology: Topology, config: RunConfig) -> dict[int, list[in
         ),
     )
     return seen
-
-
-def record_of(config: RunConfig) -> list[dict[str, Any]]:
-    directory = Path(config.storage) / config.name
-    return [
-        deterministic_fields(row) for name in ("metrics.jsonl", "samples.jsonl") for row in read_lines(directory / name)
-    ]
-
-
-def losses_of(config: RunConfig) -> np.ndarray:
-    return np.array([row["train/loss"] for row in record_of(config) if row["kind"] == "train"])
 
 
 @pytest.fixture(scope="module")
@@ -229,6 +169,27 @@ def test_run_goes_on_bit_equal_when_stopped(undisturbed: RunConfig, dataset: Pat
     assert stopped_at == 6
     link = attempt_alone(config)
     assert link.events()[0]["from_step"] == stopped_at
+    assert record_of(config) == record_of(undisturbed)
+
+
+@pytest.mark.parametrize(("wish", "saved"), [("at_checkpoint", 8), ("now", 6)])
+def test_attempt_ends_for_other_workers_where_they_can_go_on(
+    wish: Regroup, saved: int, undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    begin(config)
+    result = run_attempt(
+        config,
+        Topology(),
+        Surroundings(
+            build_engine=torch_engine,
+            zero_stage=None,
+            link=SilentLink(regroup_after=(6, wish)),
+            tracking=no_tracking(),
+        ),
+    )
+    assert (result.step, result.finished, result.regroup) == (saved, False, True)
+    attempt_alone(config)
     assert record_of(config) == record_of(undisturbed)
 
 

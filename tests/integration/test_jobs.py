@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from cluster.errors import JobError
 from cluster.jobs import Jobs
 from cluster.lease import hold
+from data_pipeline.dataset import Dataset
 from launcher.cli import app
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
@@ -84,12 +85,14 @@ def literal_submission(cluster: Cluster, working_directory: Path, storage: Path,
 
 @pytest.mark.slow
 def test_literal_ray_job_submit_trains_and_tracks_all(
-    cluster: Cluster, undisturbed: Path, dataset: Path, tmp_path: Path
+    cluster: Cluster, jobs: Jobs, undisturbed: Path, dataset: Path, tmp_path: Path
 ) -> None:
     literal_submission(cluster, tmp_path / "code", tmp_path, dataset)
     assert record_of(tmp_path) == record_of(undisturbed)
     assert_wandb_complete(tmp_path)
-    assert event_rows(tmp_path)[0]["job"].startswith("raysubmit_")
+    (known,) = [job for job in jobs.all() if job.directory == str(tmp_path / "smoke")]  # its guardian told
+    assert (known.id, known.run) == (event_rows(tmp_path)[0]["job"], "smoke")
+    assert known.id.startswith("raysubmit_")
 
 
 @pytest.mark.slow
@@ -105,6 +108,9 @@ def test_ray_job_submit_and_submit_train_when_the_cluster_asks_for_a_token(
         refused = replace(cluster, token="another-token-that-is-not-the-cluster's-0123456789")
         assert submit(refused, "pretrain", *settings(tmp_path / "no", dataset), log=log).wait(60) == 1
         assert "asks for a token, and did not accept this command's" in log.read_text()
+        silent = replace(cluster, token=None)
+        assert submit(silent, "pretrain", *settings(tmp_path / "no", dataset), log=log).wait(60) == 1
+        assert "this command sent none" in log.read_text()
     finally:
         cluster.stop()
     for storage in (tmp_path / "literal", tmp_path / "ours"):
@@ -128,6 +134,8 @@ def test_run_is_continued_when_its_driver_is_killed_and_not_when_it_is_stopped(
 
     listed = CliRunner().invoke(app, ["jobs", "list", "--address", cluster.url])
     assert [line.split()[2] for line in listed.stdout.splitlines() if last.origin in line] == ["failed", "running"]
+    told = CliRunner().invoke(app, ["jobs", "status", "smoke", "--address", cluster.url])
+    assert (told.exit_code, last.id in told.stdout, "running" in told.stdout) == (0, True, True)
     stop = CliRunner().invoke(app, ["jobs", "stop", "smoke", "--address", cluster.url])
     assert (stop.exit_code, stop.stdout) == (0, f"job {last.id}: stopped\n")
     assert follower.wait(60) == 130
@@ -143,6 +151,21 @@ def test_run_is_continued_when_its_driver_is_killed_and_not_when_it_is_stopped(
     assert record_of(tmp_path) == record_of(undisturbed)
     assert_wandb_complete(tmp_path)
     assert [job for job in jobs.all() if job.origin == last.origin][-1].id == last.id  # nobody submitted it again
+
+
+@pytest.mark.slow
+def test_dataset_is_built_by_a_job(cluster: Cluster, tmp_path: Path) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "one.txt").write_text("\n\n".join(f"A line of text, number {i}." for i in range(2000)))
+    config = tmp_path / "mytext.yaml"
+    config.write_text(
+        "name: mytext\noutput: datasets/mytext\nsources:\n  - {name: notes, path: notes, document_separator: '^$'}\n"
+        "tokenizer: {train: {vocab_size: 300}}\n"
+    )
+    output, log = tmp_path / "out", tmp_path / "log"
+    wanted = (f"output={output}", f"sources.0.path={tmp_path / 'notes'}")
+    assert finish(submit(cluster, "data", str(config), *wanted, log=log), log) == 0
+    assert Dataset.open(str(output)).manifest.tokens > 0
 
 
 def script(cluster: Cluster, jobs: Jobs, code: str) -> str:
@@ -265,7 +288,7 @@ def test_submission_is_refused_when_the_run_is_held(cluster: Cluster, dataset: P
     (tmp_path / "smoke").mkdir()
     log = tmp_path / "log"
     with hold(tmp_path / "smoke"):
-        assert submit(cluster, "pretrain", *settings(tmp_path, dataset), log=log).wait(120) == 1
+        assert submit(cluster, "pretrain", *settings(tmp_path, dataset), log=log).wait(120) == 75
     assert "two drivers would spoil each other's record" in log.read_text()
 
 

@@ -44,6 +44,12 @@ def test_workers_that_do_not_fit_are_refused_with_the_figures() -> None:
         resolve_gpus(ResourcesConfig(workers=9, gpus_per_worker=0), [node(4)], None, lambda text: None)
 
 
+def test_elastic_run_is_refused_only_below_its_least() -> None:
+    assert resolve_gpus(ResourcesConfig(workers=(4, 9), gpus_per_worker=0), [node(4)], None, lambda text: None) == 0
+    with pytest.raises(ResourcesError, match=r"asks for 5 workers .*room for 4"):
+        resolve_gpus(ResourcesConfig(workers=(5, 9), gpus_per_worker=0), [node(4)], None, lambda text: None)
+
+
 def test_auto_does_not_move_a_run_from_gpus_to_cpus() -> None:
     with pytest.raises(ResourcesError, match=r"computed on GPUs so far.*gpus_per_worker=0"):
         resolve_gpus(ResourcesConfig(workers=1), [node(8)], "cuda", lambda text: None)

@@ -31,7 +31,7 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "emma.md").write_text(opening_of_emma().replace("CHAPTER ", "# CHAPTER "))
     commands = [each for each in shell_commands() if not each.startswith(("longhaul submit", "longhaul jobs"))]
-    assert len(commands) == 6  # those for clusters are run by test_jobs.py
+    assert len(commands) == 8  # those for clusters are run by test_jobs.py
     outputs = {}
     for command in commands:
         done = subprocess.run(
@@ -48,6 +48,8 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
     assert outputs["generate runs/mytext"].startswith("The")
     assert "complete" in outputs["checkpoint list"]
     assert "good" in outputs["checkpoint verify"]
+    assert "step 50" in " ".join(outputs["checkpoint inspect"].split())
+    assert (tmp_path / "runs" / "annealed" / "config.yaml").exists()
     assert (tmp_path / "runs" / "mytext" / "report.html").exists()
 
 

@@ -18,6 +18,7 @@ from cluster.config import (
     ZeroConfig,
 )
 from cluster.run_directory import TOKENIZER_NAME, RunDirectory
+from cluster.train_loop import Regroup
 from cluster.wandb_mirror import TrackingSettings
 from data_pipeline.build import build_dataset
 from data_pipeline.config import (
@@ -98,18 +99,25 @@ def no_tracking() -> TrackingSettings:
 
 
 class SilentLink:
-    """A driver that listens and never asks to stop, unless told to after a step."""
+    """A driver that listens and never asks for anything, unless told to after a step."""
 
-    def __init__(self, stop_after: int | None = None) -> None:
+    def __init__(self, stop_after: int | None = None, regroup_after: tuple[int, Regroup] | None = None) -> None:
         self.messages: list[dict[str, Any]] = []
         self._stop_after = stop_after
+        self._regroup_after = regroup_after
 
     def post(self, message: dict[str, Any]) -> None:
         self.messages.append(message)
 
     def stop_requested(self) -> bool:
-        steps = sum(1 for message in self.messages if message["type"] == "train")
-        return self._stop_after is not None and steps + 1 >= self._stop_after
+        return self._stop_after is not None and self._steps() + 1 >= self._stop_after
+
+    def regroup_requested(self) -> Regroup:
+        step, wish = self._regroup_after or (0, "no")
+        return wish if self._steps() + 1 >= step else "no"
+
+    def _steps(self) -> int:
+        return sum(1 for message in self.messages if message["type"] == "train")
 
     def events(self) -> list[dict[str, Any]]:
         return [message for message in self.messages if message["type"] == "event"]

@@ -12,7 +12,7 @@ import torch
 
 from cluster.checkpoint import CheckpointWriter, list_checkpoints, reject
 from cluster.collectives import Collectives
-from cluster.config import RunConfig
+from cluster.config import CheckpointConfig, RunConfig
 from cluster.continuation import load_newest
 from cluster.engine import MASTER, Fragment, FragmentState
 from cluster.errors import CheckpointError
@@ -27,7 +27,7 @@ def run(tmp_path: Path) -> Path:
     """A run whose one checkpoint was rejected."""
     directory = tmp_path / "run"
     directory.mkdir()
-    writer = CheckpointWriter(directory, attempt=1, rank=0, world_size=1, keep_last=3)
+    writer = CheckpointWriter(directory, attempt=1, rank=0, world_size=1, policy=CheckpointConfig())
     writer.save(4, [FragmentState(Fragment("weight", "decay", (3,), 0, 3), {MASTER: torch.zeros(3)}, {})], {})
     writer.next_loss(2.0)
     writer.finish()

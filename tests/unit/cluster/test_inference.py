@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from cluster.checkpoint import CheckpointWriter, list_checkpoints
+from cluster.config import CheckpointConfig
 from cluster.engine import MASTER, Fragment, FragmentState
 from cluster.inference import _resolve
 
 
 def _save(run: Path, step: int) -> None:
-    writer = CheckpointWriter(run, attempt=1, rank=0, world_size=1, keep_last=3)
+    writer = CheckpointWriter(run, attempt=1, rank=0, world_size=1, policy=CheckpointConfig())
     writer.save(step, [FragmentState(Fragment("weight", "decay", (3,), 0, 3), {MASTER: torch.zeros(3)}, {})], {})
     writer.next_loss(2.0)
     writer.finish()

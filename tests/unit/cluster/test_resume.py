@@ -28,6 +28,8 @@ def changed(key: str, value: Any, base: RunConfig = BASE) -> dict[str, Any]:
     ("key", "value"),
     [
         ("resources.workers", 3),
+        ("resources.workers", (1, 4)),
+        ("faults.on_oom", "halve_micro_batch"),
         ("zero.stage", 3),
         ("train.micro_batch_size", 1),
         ("train.log_every_steps", 1),
@@ -119,6 +121,12 @@ def test_resume_is_refused_when_a_key_that_the_checkpoint_lacks_is_not_at_its_de
     now = changed("model.qk_norm", True)
     with pytest.raises(RunRefusedError, match=r"model\.qk_norm: False -> True"):
         check_resume(without(config_as_dict(BASE), "model.qk_norm"), now, step=100, run="run")
+
+
+def test_resume_takes_a_checkpoint_whose_version_had_other_keys_of_faults() -> None:
+    older = without(config_as_dict(BASE), "faults")
+    older["resources"]["max_failures"] = 3
+    assert check_resume(older, config_as_dict(BASE), step=100, run="run") == []
 
 
 def test_resume_is_refused_when_the_checkpoint_has_a_key_that_is_not_known() -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import torch
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
 from cluster.engine import MicroBatch
-from cluster.train_loop import Effects, Rhythm, train
+from cluster.train_loop import Effects, Ending, Regroup, Rhythm, Verdict, train
 from llm.loss import LossSums
 
 
@@ -29,6 +29,9 @@ class CountingEngine:
         self._diary.append(f"update at {learning_rate}")
         return torch.tensor(1.5)
 
+    def discard(self) -> None:
+        self._diary.append("discard")
+
 
 def batches(last_step: int) -> Iterator[RankBatch]:
     nothing = torch.zeros(1, 4)
@@ -37,7 +40,14 @@ def batches(last_step: int) -> Iterator[RankBatch]:
         yield RankBatch(step, (part, part), 8.0, np.zeros(2, dtype=np.int64))
 
 
-def run(last_step: int = 4, *, stop_at: int | None = None, **rhythm: Any) -> tuple[bool, list[str]]:
+def run(
+    last_step: int = 4,
+    *,
+    stop_at: int | None = None,
+    regroup: tuple[int, Regroup] = (0, "no"),
+    verdicts: Mapping[int, Verdict] = {},
+    **rhythm: Any,
+) -> tuple[Ending, list[str]]:
     diary: list[str] = []
     step = 0
 
@@ -46,7 +56,7 @@ def run(last_step: int = 4, *, stop_at: int | None = None, **rhythm: Any) -> tup
         step = batch.step
 
     settings = {"log_every_steps": 2, "evaluate_every_steps": 3, "checkpoint_every_steps": 2, **rhythm}
-    finished = train(
+    ending = train(
         CountingEngine(diary),  # type: ignore[arg-type]
         batches(last_step),
         rhythm=Rhythm(last_step=last_step, **settings),
@@ -56,19 +66,22 @@ def run(last_step: int = 4, *, stop_at: int | None = None, **rhythm: Any) -> tup
             observe=observe,
             check_loss=lambda step, loss: diary.append(f"check {step} {loss}"),
             next_loss=lambda loss: diary.append(f"next loss {loss}"),
+            judge_loss=lambda step, loss: verdicts.get(step, "go_on"),
+            judge_gradients=lambda step, loss, norm: "go_on",
             log=lambda report: diary.append(f"log {report.step} {report.loss} {report.gradient_norm}"),
             evaluate=lambda step: diary.append(f"evaluate {step}"),
             save=lambda step: diary.append(f"save {step}"),
             stop_requested=lambda: step == stop_at,
+            regroup_requested=lambda: regroup[1] if step >= regroup[0] else "no",
         ),
         device="cpu",
     )
-    return finished, diary
+    return ending, diary
 
 
 def test_step_does_everything_in_order() -> None:
-    finished, diary = run()
-    assert finished
+    ending, diary = run()
+    assert ending == "finished"
     assert diary == [
         "check 1 0.0",
         "update at 0.1",
@@ -87,9 +100,38 @@ def test_step_does_everything_in_order() -> None:
 
 
 def test_loop_saves_and_ends_when_a_stop_is_requested() -> None:
-    finished, diary = run(stop_at=3)
-    assert not finished
+    ending, diary = run(stop_at=3)
+    assert ending == "stopped"
     assert diary[-1] == "save 3"
+
+
+def test_loop_goes_on_to_the_next_checkpoint_when_workers_are_to_be_others() -> None:
+    ending, diary = run(6, regroup=(3, "at_checkpoint"))
+    assert ending == "regroup"
+    assert diary[-1] == "save 4"
+
+
+def test_loop_saves_and_ends_when_workers_are_to_be_others_now() -> None:
+    ending, diary = run(6, regroup=(3, "now"))
+    assert ending == "regroup"
+    assert diary[-1] == "save 3"
+
+
+def test_last_step_finishes_the_run_when_workers_are_to_be_others() -> None:
+    assert run(4, regroup=(4, "now"))[0] == "finished"
+    assert run(4, stop_at=4)[0] == "finished"
+
+
+def test_update_is_left_out_and_step_made_when_its_loss_is_unsound() -> None:
+    ending, diary = run(2, verdicts={1: "skip"}, evaluate_every_steps=None)
+    assert ending == "finished"
+    assert diary == ["check 1 0.0", "discard", "log 1 0.0 None", "update at 0.2", "log 2 0.0 1.5", "save 2"]
+
+
+def test_loop_ends_without_saving_when_an_earlier_state_is_wanted() -> None:
+    ending, diary = run(4, verdicts={3: "rollback"})
+    assert ending == "rollback"
+    assert diary[-2:] == ["next loss 2.0", "discard"]
 
 
 def test_loaded_state_is_not_updated_when_its_loss_is_refused() -> None:
@@ -106,7 +148,14 @@ def test_loaded_state_is_not_updated_when_its_loss_is_refused() -> None:
             rhythm=Rhythm(last_step=1, log_every_steps=1, evaluate_every_steps=None, checkpoint_every_steps=1),
             learning_rate=lambda step: 0.1,
             collectives=Collectives(),
-            effects=Effects(check_loss=refuse, stop_requested=lambda: False, **nothing),  # type: ignore[arg-type]
+            effects=Effects(
+                check_loss=refuse,
+                judge_loss=lambda step, loss: "go_on",
+                judge_gradients=lambda step, loss, norm: "go_on",
+                stop_requested=lambda: False,
+                regroup_requested=lambda: "no",
+                **nothing,  # type: ignore[arg-type]
+            ),
             device="cpu",
         )
     assert engine.updates == 0

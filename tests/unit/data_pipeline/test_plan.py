@@ -163,3 +163,31 @@ def test_check_steps_names_the_possible_steps_when_the_data_ends(dataset: Datase
 def test_plan_refuses_when_datasets_are_not_those_of_the_config(dataset: Dataset) -> None:
     with pytest.raises(OrderError, match="2 datasets were opened for 1 entries"):
         DataPlan([dataset, dataset], DataConfig(dataset="x"), seed=0, global_batch_size=1)
+
+
+def test_sequences_begin_at_the_first_when_the_data_begins_after_a_step(dataset: Dataset) -> None:
+    plain, later = _plan(dataset), _plan(dataset, begins_after_step=10)
+    skips = SkipLedger().add(2, 5)
+    assert later.batch_indices(11, skips).tolist() == plain.batch_indices(1, skips).tolist()
+    assert later.position_after(13, skips) == plain.position_after(3, skips)
+    assert later.ledger(13, skips) == plain.ledger(3, skips)
+
+
+def test_steps_are_refused_when_the_data_begins_after_them(dataset: Dataset) -> None:
+    with pytest.raises(OrderError, match=r"this data begins after step 10 \(data.begins_after_step\)"):
+        _plan(dataset, begins_after_step=10).batch_indices(10, SkipLedger())
+
+
+def test_possible_steps_count_those_before_the_data_began(dataset: Dataset) -> None:
+    plain = _plan(dataset, epochs=(1,))
+    assert plain.total_sequences is not None
+    possible = plain.total_sequences // plain.global_batch_size
+    later = _plan(dataset, epochs=(1,), begins_after_step=10)
+    later.check_steps(possible + 10)
+    with pytest.raises(OrderError, match=f": {possible + 10} steps are possible"):
+        later.check_steps(possible + 11)
+
+
+def test_fingerprint_holds_where_the_data_begins(dataset: Dataset) -> None:
+    assert "begins_after_step" not in _plan(dataset).describe()
+    assert _plan(dataset, begins_after_step=10).fingerprint != _plan(dataset).fingerprint

@@ -95,9 +95,9 @@ def test_training_names_a_size_that_works_when_the_vocabulary_is_too_large(model
 
 def test_training_names_a_size_that_works_when_the_vocabulary_is_too_small(tmp_path: Path) -> None:
     text = "".join(chr(0x4E00 + index) for index in range(500)) * 3
-    with pytest.raises(TokenizerError, match=r"Set vocab_size=(\d+) or more") as caught:
+    with pytest.raises(TokenizerError, match=r"Set tokenizer\.train\.vocab_size=(\d+) or more") as caught:
         train_tokenizer([text], TokenizerTrainingConfig(vocab_size=300), tmp_path / "t.model")
-    size = int(str(caught.value).split("Set vocab_size=")[1].split(" ")[0])
+    size = int(str(caught.value).split("Set tokenizer.train.vocab_size=")[1].split(" ")[0])
     train_tokenizer([text], TokenizerTrainingConfig(vocab_size=size), tmp_path / "t.model")
 
 

@@ -41,7 +41,7 @@ def _raise(error: BaseException) -> Any:
     [
         (CorpusError("the corpus is empty."), "the corpus is empty.", 1),
         (ModelError("the model is odd."), "the model is odd.", 1),
-        (RunBusyError("the run is busy."), "the run is busy.", 1),
+        (RunBusyError("the run is busy."), "the run is busy.", 75),
         (InterruptError("stopped early."), "stopped early.", 130),
         (KeyboardInterrupt(), "stopped.", 130),
         (OSError(errno.ENOSPC, "No space left on device", "x"), "[Errno 28] No space left on device: 'x'", 1),
@@ -53,6 +53,13 @@ def test_failure_becomes_one_message_and_an_exit_code(
     monkeypatch.setattr("launcher.config_file.load_config", _raise(error))
     result = runner.invoke(app, ["config", "show", "smoke"])
     assert (result.exit_code, result.stdout, result.stderr) == (exit_code, "", f"error: {message}\n")
+
+
+def test_advice_names_the_command_as_the_person_typed_it(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.config_file.load_config", _raise(ModelError("`longhaul jobs list` shows all.")))
+    for program in ("longhaul", "python -m launcher"):
+        result = runner.invoke(app, ["config", "show", "smoke"], prog_name=program)
+        assert result.stderr == f"error: `{program} jobs list` shows all.\n"
 
 
 def test_failure_shows_its_traceback_when_asked(runner: CliRunner, monkeypatch: pytest.MonkeyPatch) -> None:

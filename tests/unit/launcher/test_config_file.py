@@ -21,6 +21,7 @@ from launcher.config_file import (
 )
 from launcher.errors import ConfigError
 
+CHECKPOINT_KEYS = "every_steps, keep_last, keep_every_steps, keep_every_minutes, local_copy"
 RUN = "name: x\ndata: {dataset: a}\n"
 RECIPES = "gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, smoke"
 BUILD = "name: x\noutput: o\nsources: [{name: a, path: b}]\n"
@@ -85,7 +86,10 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
             "train.every_steps=1",
             "unknown key 'train.every_steps'; did you mean 'checkpoint.every_steps' or 'evaluation.every_steps'?",
         ),
-        ("checkpoint.qqq=1", "unknown key 'checkpoint.qqq'; the keys there are every_steps, keep_last"),
+        (
+            "checkpoint.qqq=1",
+            f"unknown key 'checkpoint.qqq'; the keys there are {CHECKPOINT_KEYS}",
+        ),
         (
             "data.dataset=[{path: a, wieght: 2}]",
             "unknown key 'data.dataset.0.wieght'; did you mean 'data.dataset.0.weight'?",
@@ -126,15 +130,16 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
         ),
         (
             "optimizer.betas=[0.9]",
-            "optimizer.betas is [0.9], and must be a list of 2 numbers. (Decay rates of the two moments.)",
+            "optimizer.betas is [0.9], and must be a list of 2 numbers. (Decay rates of the two moments; adamw, muon.)",
         ),
         (
             "optimizer.betas=[0.9, 0.9, 0.9]",
-            "optimizer.betas is [0.9, 0.9, 0.9], and must be a list of 2 numbers. (Decay rates of the two moments.)",
+            "optimizer.betas is [0.9, 0.9, 0.9], and must be a list of 2 numbers. "
+            "(Decay rates of the two moments; adamw, muon.)",
         ),
         (
             "checkpoint=null",
-            "checkpoint is null, and must be a section {every_steps, keep_last}. (Checkpoints.)",
+            f"checkpoint is null, and must be a section {{{CHECKPOINT_KEYS}}}. (Checkpoints.)",
         ),
         (
             "evaluation.every_steps=never",

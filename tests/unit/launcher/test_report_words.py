@@ -153,3 +153,70 @@ def test_samples_section_opens_the_newest_step_only(tmp_path: Path) -> None:
     assert section.index(" open>") < section.index("Step 3") < section.index("text 3")
     assert section.count(" open>") == 1
     assert "from the beginning of a document" in section
+
+
+@pytest.mark.parametrize(
+    ("event", "words", "graveness", "details"),
+    [
+        (
+            _event("anomaly", kind="loss_spike", action="skip", loss=12.5, score=9.25),
+            "loss spike",
+            "warn",
+            "action skip · loss 12.5 · score 9.25",
+        ),
+        (
+            _event("anomaly", kind="non_finite_loss", action="rollback", loss=None, score=None),
+            "loss not finite",
+            "warn",
+            "action rollback",
+        ),
+        (_event("anomaly", kind=["new"]), "anomaly", "warn", "kind new"),
+        (_event("update_skipped", reason="it is high"), "update skipped", "warn", "reason it is high"),
+        (_event("rolled_back", to_step=1400), "rolled back", "warn", "to step 1,400"),
+        (_event("samples_skipped", start=47968, stop=48000), "samples skipped", "warn", "sequences 47,968 to 47,999"),
+        (_event("samples_skipped", start=None), "samples skipped", "warn", ""),
+        (_event("preempted", node="10.0.0.9", ranks=[4, 5]), "node taken back", "warn", "node 10.0.0.9 · ranks 4, 5"),
+        (_event("worker_lost", kind="out_of_memory", rank=3), "worker lost: out of memory", "bad", "rank 3"),
+        (_event("worker_lost", kind="preemption", rank=3), "worker lost: node taken back", "warn", "rank 3"),
+        (_event("worker_lost", kind="something new"), "worker lost", "bad", "kind something new"),
+        (
+            _event("hang", rank=None, node=None, collective="all_reduce", seconds=31.2),
+            "hang found",
+            "bad",
+            "collective all_reduce · for 31.2 s",
+        ),
+        (_event("straggler", rank=3, ratio=2.125), "straggler", "warn", "rank 3 · ratio 2.125"),
+        (_event("regrouped", reason="there is room"), "workers regrouped", "calm", "reason there is room"),
+        (_event("micro_batch_halved", failed=8, taken=4), "micro-batch halved", "warn", "failed 8 · taken 4"),
+        (
+            _event("resumed", branched_from={"run": "ab12", "name": "austen", "step": 1200}),
+            "resumed",
+            "calm",
+            "branch of austen at step 1,200",
+        ),
+    ],
+)
+def test_events_of_faults_and_healing_have_words(event: Event, words: str, graveness: str, details: str) -> None:
+    assert (title(event), tone(event), describe(event)) == (words, graveness, details)
+
+
+@pytest.mark.parametrize(
+    ("names", "state"),
+    [
+        (["started", "hang"], "recovering"),
+        (["started", "preempted", "regrouped"], "running"),
+        (["started", "anomaly", "rolled_back", "samples_skipped"], "running"),
+    ],
+)
+def test_status_follows_faults_and_healing(names: list[str], state: str) -> None:
+    assert status([_event(name) for name in names]) == state
+
+
+def test_facts_tell_what_a_run_branched_from_and_what_healing_decided() -> None:
+    facts = {
+        "parent": {"run": "ab12", "name": "austen", "step": 1200},
+        "healing": {"skips": [[3, 5]], "withheld": [600], "rollbacks": []},
+    }
+    groups = fact_groups(facts)
+    assert groups["Branched from"] == {"Run": "ab12", "Name": "austen", "Step": "1,200"}
+    assert groups["Healing"] == {"Sequences left out": "[[3, 5]]", "Steps without update": "600", "Rollback": "none"}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import RunConfig
+from cluster.errors import StorageError
 from data_pipeline.config import DataConfig, MixtureEntry
 from data_pipeline.errors import DatasetError
 from launcher.errors import LauncherError
@@ -46,4 +47,13 @@ def test_resolve_samples_names_the_key_when_a_dataset_of_a_mixture_is_missing(tm
 def test_resolve_samples_refuses_a_sample_that_is_not_shipped(tmp_path: Path) -> None:
     config = RunConfig(name="x", storage=str(tmp_path), data=DataConfig(dataset="sample:joyce"))
     with pytest.raises(DatasetError, match="There is no sample 'sample:joyce'"):
+        resolve_samples(config, print)
+
+
+@pytest.mark.parametrize("storage", ["/proc/nope", "file/storage"])
+def test_storage_is_judged_before_a_sample_is_built_into_it(storage: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    path = str(tmp_path / storage)  # an absolute one stays as it is
+    config = RunConfig(name="x", storage=path, data=DataConfig(dataset="sample:austen"))
+    with pytest.raises(StorageError, match=rf"^storage {path} cannot be written: .*set `storage` to another one"):
         resolve_samples(config, print)

@@ -41,6 +41,30 @@ def test_groups_hold_every_parameter_once_in_module_order_when_made() -> None:
     assert [name for name, _ in no_decay.parameters] == [name for name in shapes if len(shapes[name]) == 1]
 
 
+@pytest.mark.parametrize(
+    ("name", "ndim", "expected"),
+    [
+        ("model.layers.0.self_attn.q_proj.weight", 2, "muon"),
+        ("model.layers.11.mlp.down_proj.weight", 2, "muon"),
+        ("model.layers.0.self_attn.q_norm.weight", 1, "no_decay"),
+        ("model.embed_tokens.weight", 2, "decay"),
+        ("lm_head.weight", 2, "decay"),
+        ("score.weight", 2, "decay"),
+        ("model.norm.weight", 1, "no_decay"),
+    ],
+)
+def test_group_is_muon_when_a_matrix_lies_in_a_layer(name: str, ndim: int, expected: str) -> None:
+    assert group_of(name, ndim, "muon") == expected
+
+
+def test_groups_are_three_when_the_optimizer_is_muon() -> None:
+    groups = parameter_groups(model(), 0.1, optimizer="muon")
+    assert [(group.name, group.weight_decay) for group in groups] == [("muon", 0.1), ("decay", 0.1), ("no_decay", 0.0)]
+    assert [name for name, _ in groups[1].parameters] == ["model.embed_tokens.weight", "lm_head.weight"]
+    assert len(groups[0].parameters) == 2 * 7
+    assert sum(len(group.parameters) for group in groups) == len(parameter_shapes(CONFIG))
+
+
 def test_frozen_parameter_is_left_out_when_grouped() -> None:
     module = model()
     module.model.embed_tokens.weight.requires_grad_(False)

@@ -1,0 +1,138 @@
+"""Copies of checkpoint files on a node's own disk, so that a restart there need not read the storage.
+
+A copy is never trusted for where it lies: it stands for a file of a checkpoint only where its size and its hash are
+those in the manifest, which is always the storage's. Losing a copy, or having none, costs time and nothing else.
+
+    LOCAL/austen-1f3a9c0e/RUN                                                    path of the run's directory
+    LOCAL/austen-1f3a9c0e/step-00000100/attempt-00001/rank-00000.safetensors     the same bytes as in the storage
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+import xxhash
+
+from cluster.checkpoint.manifest import step_directory
+
+logger = logging.getLogger(__name__)
+
+_MARKER = "RUN"
+
+
+class LocalCopies:
+    """This node's copies of one run's checkpoint files.
+
+    Args:
+        root: Directory on the node's own disk, `checkpoint.local_copy`.
+        run_directory: The run, in the storage.
+    """
+
+    def __init__(self, root: Path, run_directory: Path) -> None:
+        self._run_directory = run_directory.absolute()
+        key = xxhash.xxh3_64_hexdigest(str(self._run_directory).encode())[:8]
+        self._root = root
+        self._directory = root / f"{run_directory.name}-{key}"
+        self._complained = False
+
+    def path(self, step: int, relative: str) -> Path:
+        """Where the copy of a file of a step's checkpoint lies, if there is one.
+
+        Args:
+            step: Step of the checkpoint.
+            relative: The file's path within the step's directory.
+        """
+        return self._directory / step_directory(self._run_directory, step).name / relative
+
+    @contextlib.contextmanager
+    def copying(self, step: int, relative: str, size_bytes: int) -> Iterator[Callable[[memoryview], None]]:
+        """Make a copy of a file of about so many bytes: gives what takes its blocks, in order, and never fails.
+
+        The copy comes to its place at the end, unless the block ends with an error. That none can be made is said once.
+        """
+        write = _Write(self.path(step, relative))
+        try:
+            write.path.parent.mkdir(parents=True, exist_ok=True)
+            (self._directory / _MARKER).write_text(str(self._run_directory))
+            write.open(size_bytes)
+        except OSError as error:
+            write.give_up(error)
+        try:
+            yield write.add
+        except BaseException:
+            write.give_up(OSError("the file in the storage could not be written"))
+            raise
+        write.finish()
+        if write.problem is not None and not self._complained:
+            self._complained = True
+            logger.warning(
+                "no local copy at %s: %s; checkpoints go to the storage alone, and a restart reads them from there",
+                write.path,
+                write.problem.strerror or write.problem,
+            )
+
+    def prune(self, step: int) -> None:
+        """Keep the copies of a step's checkpoint, which may not be published yet, and of the newest before it.
+
+        Copies of later steps are of a future that was given up. Those of runs that are no more go as well.
+        """
+        with contextlib.suppress(OSError, ValueError):  # the disk fails, or another rank removes the same
+            steps = {int(child.name.removeprefix("step-")): child for child in self._directory.glob("step-*")}
+            kept = {step, max((other for other in steps if other < step), default=step)}
+            for other in steps.keys() - kept:
+                shutil.rmtree(steps[other], ignore_errors=True)
+            for marker in self._root.glob(f"*/{_MARKER}"):
+                if not Path(marker.read_text()).is_dir():
+                    shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+class _Write:
+    """A copy that is being written; whatever goes wrong with it ends it, and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.problem: OSError | None = None
+        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        self._file: BinaryIO | None = None
+
+    def open(self, size_bytes: int) -> None:
+        """Create the file, where there is room for it."""
+        free_bytes = shutil.disk_usage(self.path.parent).free
+        if free_bytes < size_bytes:
+            raise OSError(None, f"{size_bytes:,} bytes are needed, and {free_bytes:,} are free")
+        self._file = open(self._temporary, "wb")  # noqa: SIM115 - closed by finish or give_up
+
+    def add(self, block: memoryview) -> None:
+        """Append a block."""
+        if self._file is not None:
+            try:
+                self._file.write(block)
+            except OSError as error:
+                self.give_up(error)
+
+    def finish(self) -> None:
+        """Give the file its name, if it is whole."""
+        if self._file is None:
+            return
+        try:
+            self._file.close()
+            self._temporary.rename(self.path)
+        except OSError as error:
+            self.give_up(error)
+        self._file = None
+
+    def give_up(self, error: OSError) -> None:
+        """Remove what was written."""
+        self.problem = error
+        with contextlib.suppress(OSError):
+            if self._file is not None:
+                self._file.close()
+        with contextlib.suppress(OSError):
+            self._temporary.unlink(missing_ok=True)
+        self._file = None

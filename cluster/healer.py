@@ -1,0 +1,141 @@
+"""Healing carried out in an attempt: verdicts for the loop, events, and the return to an earlier checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from cluster.checkpoint import list_checkpoints, reject
+from cluster.collectives import Collectives
+from cluster.config import RunConfig
+from cluster.continuation import Continuation
+from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, check_rollbacks, first_skipped_step
+from cluster.run_directory import RunDirectory
+from cluster.topology import Topology
+from cluster.train_loop import Verdict
+from data_pipeline.plan import DataPlan
+
+
+class Healer:
+    """Judges the steps of one attempt. Used on all ranks alike; rank 0 tells and writes."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        origin: Continuation,
+        *,
+        plan: DataPlan,
+        topology: Topology,
+        collectives: Collectives,
+        post: Callable[[dict[str, Any]], None],
+    ) -> None:
+        """Go on from where the attempt begins.
+
+        Args:
+            config: The run.
+            origin: The state that the attempt begins with.
+            plan: Maps steps to sequences.
+            topology: Place of this rank.
+            collectives: Small exchanges between ranks.
+            post: Sends an event to the driver.
+        """
+        self._config = config
+        self._origin = origin
+        self._plan = plan
+        self._topology = topology
+        self._collectives = collectives
+        self._post = post
+        self._directory = Path(config.storage) / config.name
+        self._watch = HealthWatch(
+            config.healing, losses=origin.losses, withheld=origin.decisions.withheld, run=config.name
+        )
+        self._alarm: Anomaly | None = None
+        self.decisions: Decisions = origin.decisions
+        """What was decided so far."""
+
+    @property
+    def losses(self) -> Sequence[float]:
+        """Window of losses that the next ones are judged by."""
+        return self._watch.losses
+
+    def judge_loss(self, step: int, loss: float) -> Verdict:
+        """Whether a step's loss is sound, before its update.
+
+        Raises:
+            TrainingFailedError: Healing has come to its end.
+        """
+        return self._act_on(self._watch.judge_loss(step, loss))
+
+    def judge_gradients(self, step: int, loss: float, norm: float) -> Verdict:
+        """Whether the norm of a step's gradients is sound; raises as `judge_loss`."""
+        return self._act_on(self._watch.judge_gradients(step, loss, norm))
+
+    def roll_back(self) -> None:
+        """Decide where to go back to and which sequences to leave out, and note it before anything is loaded.
+
+        The next attempt takes the newest checkpoint that is left. Called on all ranks, with no checkpoint in flight.
+
+        Raises:
+            TrainingFailedError: The run was rolled back here too often already.
+            data_pipeline.errors.OrderError: The data would end before the run does.
+        """
+        alarm, config = self._alarm, self._config
+        assert alarm is not None
+        check_rollbacks(self.decisions, alarm, config=config.healing, every_steps=config.checkpoint.every_steps)
+        to_step = self._collectives.from_main(self._target(alarm) if self._topology.is_main else 0)
+        first = first_skipped_step(alarm, to_step, config.healing)
+        start, stop = (self._plan.position_after(step, self.decisions.skips) for step in (first - 1, alarm.step))
+        skips = self.decisions.skips.add(start, stop)
+        self._plan.check_steps(config.train.max_steps, skips)
+        self.decisions = Decisions(
+            skips=skips,
+            withheld=tuple(step for step in self.decisions.withheld if step < first),
+            rollbacks=(*self.decisions.rollbacks, Rollback(step=alarm.step, to_step=to_step)),
+        )
+        self._note()
+        self._tell("rolled_back", step=alarm.step, to_step=to_step, reason=str(alarm))
+        self._tell("samples_skipped", step=alarm.step, start=start, stop=stop)
+
+    def _act_on(self, anomaly: Anomaly | None) -> Verdict:
+        if anomaly is None:
+            return "go_on"
+        self._tell(
+            "anomaly",
+            step=anomaly.step,
+            kind=anomaly.kind,
+            action=anomaly.action,
+            loss=anomaly.loss,
+            score=anomaly.score,
+        )
+        if anomaly.action == "skip":
+            if anomaly.step not in self.decisions.withheld:
+                self.decisions = replace(self.decisions, withheld=(*self.decisions.withheld, anomaly.step))
+                self._note()
+            self._tell("update_skipped", step=anomaly.step, reason=str(anomaly))
+            return "skip"
+        if anomaly.action == "rollback":
+            self._alarm = anomaly
+            return "rollback"
+        return "go_on"
+
+    def _target(self, alarm: Anomaly) -> int:
+        """Step of the checkpoint to go back to, 0 for the beginning; one that is itself suspect is rejected.
+
+        A state that gives an alarm before it was updated once, with a batch that others were put in the place of
+        already, may be the cause itself.
+        """
+        usable = [info for info in list_checkpoints(self._directory) if info.problem is None]
+        again = any(each.to_step == self._origin.step for each in self.decisions.rollbacks)
+        if again and alarm.step == self._origin.step + 1 and len(usable) > 1:
+            reject(usable.pop(), f"{alarm} with the first batch after it, a second time", kind="anomaly")
+        return usable[-1].step if usable else 0
+
+    def _note(self) -> None:
+        if self._topology.is_main:
+            RunDirectory(self._directory).update({HEALING: self.decisions.to_json()})
+
+    def _tell(self, event: str, **details: Any) -> None:
+        if self._topology.is_main:
+            self._post({"event": event, **details})

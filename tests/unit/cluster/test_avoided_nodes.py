@@ -1,0 +1,38 @@
+"""Nodes that a rank hung on get no workers, as long as there is room without them."""
+
+from __future__ import annotations
+
+import pytest
+
+from cluster import ray_room
+from cluster.config import ResourcesConfig
+from cluster.ray_cluster import Node
+from cluster.ray_room import Room
+
+
+@pytest.fixture
+def room(monkeypatch: pytest.MonkeyPatch) -> Room:
+    """A run of two workers on three nodes with room for one each."""
+    nodes = [Node(id=name, host=name, address=name, cpus=1, gpus=0) for name in ("a", "b", "c")]
+    monkeypatch.setattr(ray_room, "live_nodes", lambda: nodes)
+    monkeypatch.setattr(ray_room, "counted_alive", lambda: {node.id for node in nodes})
+    monkeypatch.setattr(ray_room, "draining_nodes", dict)
+    return Room(ResourcesConfig(workers=2), 0, lambda node_id: None)
+
+
+def test_node_is_left_out_when_the_others_have_room(room: Room) -> None:
+    assert room.avoid(frozenset({"b"}))
+    assert room.left_out == {"b"}
+    assert room.avoids
+
+
+def test_nodes_are_used_again_when_the_others_are_too_few(room: Room) -> None:
+    room.avoid(frozenset({"b"}))
+    assert not room.avoid(frozenset({"a", "b"}))
+    assert room.left_out == frozenset()
+    assert not room.avoids
+
+
+def test_node_that_is_taken_back_is_no_room(room: Room, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_room, "draining_nodes", lambda: {"a": None})
+    assert not room.avoid(frozenset({"b"}))
