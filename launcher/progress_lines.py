@@ -86,16 +86,26 @@ def _sentence(event: Event) -> str:
     return ": ".join(filter(None, [title(event), first_line or _plain_details(event)]))
 
 
+_LOSSES = {
+    "preemption": "a node was taken back",
+    "lost_node": "a node was lost",
+    "out_of_memory": "a worker ran out of memory",
+    "hang": "a worker stood still",
+    "error": "a worker failed",
+}
+
+
 def _loss(event: Event) -> str:
     """That workers were lost, and why; a checkpoint that was given up has had a line of its own."""
     causes = event.details.get("causes")
+    what = _LOSSES.get(str(event.details.get("kind")), "a worker was lost")
     if not isinstance(causes, dict) or not causes:
-        return "a worker was lost, starting the workers again"
+        return what
     if any("CheckpointMismatchError" in str(cause).split(":")[0] for cause in causes.values()):
         return "starting the workers again, without the rejected checkpoint"
     rank, cause = next(iter(causes.items()))
     others = f" and {plural(len(causes) - 1, 'other')}" if len(causes) > 1 else ""
-    return f"a worker was lost, starting the workers again (rank {rank}{others}: {str(cause).strip().splitlines()[0]})"
+    return f"{what} (rank {rank}{others}: {str(cause).strip().splitlines()[0]})"
 
 
 def _plain_details(event: Event) -> str:

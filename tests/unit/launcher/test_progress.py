@@ -62,7 +62,7 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         "step 40: continuing from the checkpoint of this step, 2 workers, ZeRO 3, fp32, cpu, sdpa",
         "step 50: validation perplexity 70.11 (loss 4.2500, austen)",
         "step 50: checkpoint saved",
-        "step 50: a worker was lost, starting the workers again (rank 1: Killed: rank 1)",
+        "step 50: a worker was lost (rank 1: Killed: rank 1)",
         "step 50: checkpoint rejected: a file is damaged",
         "step 50: samples skipped: first 7, last 9",
     ]
@@ -71,8 +71,8 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
 @pytest.mark.parametrize(
     ("causes", "line"),
     [
-        ({}, "a worker was lost, starting the workers again"),
-        ({"0": "A: b", "2": "C: d"}, "a worker was lost, starting the workers again (rank 0 and 1 other: A: b)"),
+        ({}, "a worker was lost"),
+        ({"0": "A: b", "2": "C: d"}, "a worker was lost (rank 0 and 1 other: A: b)"),
         (
             {
                 "0": "RuntimeError: gone",
@@ -88,6 +88,13 @@ def test_lost_worker_is_told_with_its_cause_and_a_rejection_only_once(
     with TrainingProgress(console, interactive=False, clock=clock) as progress:
         progress({"type": "event", "event": "worker_lost", "causes": causes})
     assert _lines(console) == [line]
+
+
+def test_loss_is_called_by_its_kind(console: Console, clock: Clock) -> None:
+    lost = {"type": "event", "event": "worker_lost", "kind": "out_of_memory", "causes": {"1": "OutOfMemoryError: x"}}
+    with TrainingProgress(console, interactive=False, clock=clock) as progress:
+        progress(lost)
+    assert _lines(console) == ["a worker ran out of memory (rank 1: OutOfMemoryError: x)"]
 
 
 def test_plain_view_prints_steps_every_tenth_of_the_way_or_ten_seconds(console: Console, clock: Clock) -> None:
