@@ -81,7 +81,8 @@ class Workshop:
         self.around = surroundings
         self.post = surroundings.link.post
         self.directory = Path(config.storage) / config.name
-        self._begun = False
+        self.attempts = 0
+        """Begun in this process so far: more than one after a rollback."""
         _set_arithmetic(config, topology)
         self.collectives = Collectives()
 
@@ -103,11 +104,6 @@ class Workshop:
             collectives=self.collectives,
         )
 
-    def start_up_seconds(self) -> float | None:
-        """Age of this process when its first attempt begins; None for those after a rollback."""
-        begun_before, self._begun = self._begun, True
-        return None if begun_before else age_seconds()
-
     def phase(self, text: str) -> None:
         """Tell the person what is being done; from rank 0."""
         if self.topology.is_main:
@@ -119,6 +115,7 @@ class _Attempt:
 
     def __init__(self, workshop: Workshop) -> None:
         shop = self._shop = workshop
+        shop.attempts += 1
         self._config = config = shop.config
         self._topology = topology = shop.topology
         self._engine, self._plan, self._collectives = shop.engine, shop.plan, shop.collectives
@@ -149,6 +146,8 @@ class _Attempt:
             post=self._post_event,
         )
         self._record: RecordWriter | None = self._open_record() if topology.is_main else None
+        if shop.attempts == 1:
+            self._healer.tell_untold()
         self._writer = CheckpointWriter(
             shop.directory,
             attempt=self._attempt,
@@ -197,7 +196,7 @@ class _Attempt:
             )
             if self._writer.awaits_next_loss:
                 self._writer.next_loss(self._loss_of_next_batch())
-            self._writer.finish()
+            self._writer.finish(last=ending in ("finished", "stopped"))
             if ending == "rollback":
                 self._healer.roll_back()
         except BaseException as error:
@@ -230,7 +229,8 @@ class _Attempt:
         )
         for reason in shop.resolved:
             logger.info("%s", reason)
-        shop.post(first_event(self._origin, shop.layout, self._attempt, start_up_seconds=shop.start_up_seconds()))
+        start_up_seconds = age_seconds() if shop.attempts == 1 else None
+        shop.post(first_event(self._origin, shop.layout, self._attempt, start_up_seconds=start_up_seconds))
         for removed in clean_leftovers(shop.directory, self._attempt):
             logger.info("removed %s, which an earlier attempt left unfinished", removed)
         return record
@@ -253,8 +253,8 @@ class _Attempt:
             step=step,
             config=self._config,
             plan=self._plan,
-            decisions=self._healer.decisions,
-            losses=self._healer.losses,
+            skips=self._healer.decisions.skips,
+            healing=self._healer.memory(),
             layout=self._shop.layout,
             wandb_id=self._shop.around.tracking.run_id,
         )
@@ -313,8 +313,8 @@ class _Attempt:
             self._record.sync()
 
     def _on_saved(self, event: dict[str, Any]) -> None:
-        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"]})
         self._post_event(event)
+        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"]})
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
-from cluster.healing import HEALING, Decisions
+from cluster.healing import HEALING
 from cluster.record import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
@@ -20,6 +20,7 @@ from cluster.train_loop import StepReport
 from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
+from data_pipeline.skip_ledger import SkipLedger
 from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
 from llm.config import ModelConfig
 
@@ -59,16 +60,16 @@ def manifest_run(
     step: int,
     config: RunConfig,
     plan: DataPlan,
-    decisions: Decisions,
-    losses: Sequence[float],
+    skips: SkipLedger,
+    healing: Mapping[str, Any],
     layout: Layout,
     wandb_id: str,
 ) -> dict[str, Any]:
     """What a run needs, besides its tensors, to go on after `step`."""
     return {
-        "data_position": plan.position_after(step, decisions.skips),
-        "skip_ledger": decisions.skips.to_json(),
-        HEALING: {**decisions.to_json(), "losses": list(losses)},
+        "data_position": plan.position_after(step, skips),
+        "skip_ledger": skips.to_json(),
+        HEALING: healing,
         "data_plan": plan.describe(),
         "data_plan_fingerprint": plan.fingerprint,
         "layout": layout.as_dict(),

@@ -155,7 +155,9 @@ class FaultsConfig:
     stops the run whatever the number."""
     on_oom: Literal["stop", "halve_micro_batch"] = "stop"
     """What out of memory leads to. `stop`: `max_out_of_memory` trials, then the run ends and names a micro-batch to
-    try. `halve_micro_batch`: half of `train.micro_batch_size` each time, down to 1; the global batch stays."""
+    try. `halve_micro_batch`: half of `train.micro_batch_size` each time, down to 1; the global batch stays. What was
+    taken is taken again on the same devices, stage, workers and `train.micro_batch_size` only. Out of memory before the
+    first step counts against `max_out_of_memory` alone."""
     hang_timeout_seconds: float | None = 600.0
     """Time in which no rank moves, after which the one that the others wait for is ended and its node avoided; null:
     never. Ten minutes is what NCCL gives a collective; a compilation, or a call that reads no files, may take less."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cluster.checkpoint import (
     CheckpointInfo,
@@ -16,13 +16,14 @@ from cluster.checkpoint import (
     VerifiedFiles,
     list_checkpoints,
     reject,
+    reject_if_possible,
     rejected_for_loss,
 )
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engine import Engine, StateSource
-from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
-from cluster.healing import HEALING, Decisions
+from cluster.errors import CheckpointError, CheckpointMismatchError, CheckpointUnreadableError, RunRefusedError
+from cluster.healing import HEALING, Decisions, of_another_history
 from cluster.record import EVENTS_NAME, read_lines
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
@@ -49,8 +50,8 @@ class Continuation:
     """What healing decided before, after this step too."""
     changes: tuple[str, ...]
     """What was changed since the checkpoint and is allowed."""
-    losses: tuple[float, ...] = ()
-    """Window of losses that the next ones are judged by."""
+    memory: Mapping[str, Any] = field(default_factory=dict)
+    """What the judgement of the next losses depends on; see `HealthWatch.memory`."""
     info: CheckpointInfo | None = None
     manifest: Manifest | None = None
     same_next_batch: bool = True
@@ -92,6 +93,8 @@ def load_newest(
 
     Raises:
         CheckpointError: There are checkpoints, and none is whole.
+        CheckpointUnreadableError: One that may be whole cannot be read by some rank: another attempt may read it.
+        CheckpointDamagedError: A rank found damage only while it was loading; another attempt takes the one before.
         RunRefusedError: What the curve depends on was changed.
     """
     directory = Path(config.storage) / config.name
@@ -102,7 +105,10 @@ def load_newest(
     local = LocalCopies(Path(config.checkpoint.local_copy), directory) if config.checkpoint.local_copy else None
     for info in reversed(candidates):
         files = VerifiedFiles(info, local)
-        problem = info.problem or collectives.first_error(files.verify_share(topology.rank, topology.world_size))
+        abandoned = _abandoned(info, facts)
+        if info.unreadable and not abandoned:
+            raise CheckpointUnreadableError(f"rank 0: {info.problem}")
+        problem = info.problem or abandoned or _agreed_damage(files, topology, collectives)
         if problem is None and info.manifest is not None:
             changes = _check_continuation(info.manifest, config, plan)
             files.vouch(collectives.sum(files.found_in_storage()))
@@ -110,7 +116,8 @@ def load_newest(
             return _continuation(info, info.manifest, facts, changes, plan=plan)
         if topology.is_main:
             if info.problem is None and problem is not None:
-                reject(info, problem, kind="damage")  # so that retention does not count on it
+                kind: Literal["anomaly", "damage"] = "anomaly" if abandoned else "damage"
+                reject_if_possible(info, problem, kind=kind)  # so that retention does not count on it
             if _is_told(info, directory):
                 logger.info("passing over the checkpoint of step %d, which was rejected before", info.step)
             else:
@@ -131,22 +138,58 @@ def load_newest(
     return Continuation(step=0, decisions=Decisions.of(facts, config.healing), changes=())
 
 
+def _agreed_damage(files: VerifiedFiles, topology: Topology, collectives: Collectives) -> str | None:
+    """What the first rank found to be damaged; None where the ranks together found every file good. Collective.
+
+    Raises:
+        CheckpointUnreadableError: On every rank, where one cannot read a file and none has proven damage.
+    """
+    found = files.verify_share(topology.rank, topology.world_size)
+    out_of_reach = isinstance(found, CheckpointUnreadableError)
+    damage = collectives.first_error(None if found is None or out_of_reach else str(found))
+    if damage is None:
+        unreadable = collectives.first_error(str(found) if found is not None else None)
+        if unreadable is not None:
+            raise CheckpointUnreadableError(unreadable)
+    return damage
+
+
 def _continuation(
     info: CheckpointInfo, manifest: Manifest, facts: Mapping[str, Any], changes: tuple[str, ...], *, plan: DataPlan
 ) -> Continuation:
     """Where a loaded checkpoint leads, under what healing has decided since it was taken."""
-    saved = manifest.run.get(HEALING, {})
-    at_save = SkipLedger.from_json(manifest.run["skip_ledger"])
-    decisions = Decisions.from_json(facts[HEALING]) if HEALING in facts else Decisions(skips=at_save)
-    upcoming = [plan.batch_indices(info.step + 1, skips).tolist() for skips in (at_save, decisions.skips)]
+    at_save = _decisions_of(manifest)
+    decisions = Decisions.from_json(facts[HEALING]) if HEALING in facts else at_save
+    upcoming = [plan.batch_indices(info.step + 1, skips).tolist() for skips in (at_save.skips, decisions.skips)]
     return Continuation(
         step=info.step,
         decisions=decisions,
         changes=changes,
-        losses=tuple(saved.get("losses", ())),
+        memory=manifest.run.get(HEALING, {}),
         info=info,
         manifest=manifest,
         same_next_batch=upcoming[0] == upcoming[1],
+    )
+
+
+def _decisions_of(manifest: Manifest) -> Decisions:
+    """What healing had decided when a checkpoint was taken."""
+    saved = manifest.run.get(HEALING)
+    skips = SkipLedger.from_json(manifest.run["skip_ledger"])
+    return Decisions(skips=skips, withheld=tuple(saved["withheld"]) if saved else ())
+
+
+def _abandoned(info: CheckpointInfo, facts: Mapping[str, Any]) -> str | None:
+    """Why a checkpoint belongs to a course that the run has left; None where it does not."""
+    if info.manifest is None or HEALING not in facts:
+        return None
+    position = int(info.manifest.run["data_position"])
+    decided = Decisions.from_json(facts[HEALING])
+    if not of_another_history(decided, _decisions_of(info.manifest), step=info.step, position=position):
+        return None
+    return (
+        f"the run was rolled back past step {info.step} since checkpoint {info.directory} was taken, and goes on with "
+        "other batches: run.json holds what was decided."
     )
 
 

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
 from cluster.errors import ResourcesError, RunBusyError
 from cluster.guardian import Charge, start_guardian
+from cluster.healing import Decisions
 from cluster.lease import Lease, forget, hold
 from cluster.post_mortem import write_post_mortem
 from cluster.preflight import check_cluster, examine_node
@@ -93,9 +94,9 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     """
     directory = Path(config.storage) / config.name
     say = _teller(listener)
-    plan = _open_plan(config)
-    prepare_storage(Path(config.storage))
     fresh = launch.fresh and not _was_begun_by(launch.job, directory)
+    plan = _open_plan(config, {} if fresh else _facts(directory))
+    prepare_storage(Path(config.storage))
     newest = None if fresh else _check_continuation(config, plan, directory)
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
         check_reachable(launch.wandb_server)  # asked for by name; a run that has begun spools instead
@@ -230,11 +231,21 @@ def _datasets(config: RunConfig, plan: DataPlan) -> Iterator[tuple[MixtureEntry,
     return zip(config.data.entries, plan.datasets, strict=True)
 
 
-def _open_plan(config: RunConfig) -> DataPlan:
-    """Open the data and check what can be checked before anything is touched."""
+def _facts(directory: Path) -> dict[str, Any]:
+    record = RunDirectory(directory)
+    return record.facts() if record.exists() else {}
+
+
+def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
+    """Open the data and check what can be checked before anything is touched.
+
+    Args:
+        config: The run.
+        facts: What its run.json holds, the sequences that healing left out among it; empty for a new run.
+    """
     datasets = [Dataset.open(entry.path) for entry in config.data.entries]
     plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
-    plan.check_steps(config.train.max_steps)
+    plan.check_steps(config.train.max_steps, Decisions.of(facts, config.healing).skips)
     resolve_model(config.model, datasets[0].vocab_size)
     return plan
 

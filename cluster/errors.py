@@ -36,6 +36,14 @@ class CheckpointMismatchError(CheckpointError):
     """A loaded checkpoint gives another loss than the one it was saved with."""
 
 
+class CheckpointDamagedError(CheckpointError):
+    """A file of a checkpoint is proven not to be what was written; a new attempt takes the checkpoint before."""
+
+
+class CheckpointUnreadableError(CheckpointError):
+    """A file of a checkpoint, perhaps whole, cannot be read here and now; a new attempt tries the same one again."""
+
+
 class TrainingFailedError(ClusterError):
     """The workers failed, more often than the run allows."""
 

@@ -61,8 +61,8 @@ class Tally:
     """Failures since the last published checkpoint."""
 
     counts: Mapping[FailureKind, int] = field(default_factory=dict)
-    errors: frozenset[tuple[str, int, str]] = frozenset()
-    """What was raised at which step: kind, step, and the error without its numbers."""
+    errors: frozenset[tuple[int, str]] = frozenset()
+    """What was raised at which step: the step, and the error without its numbers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +83,8 @@ class Terms:
     micro_batch_size: int
     elastic: bool
     """Whether the run may go on with fewer workers."""
+    nodes_changed: bool = False
+    """Whether nodes came or went since then: those that came may not be fit for the run."""
 
 
 def kind_of_error(error: BaseException) -> FailureKind:
@@ -164,7 +166,8 @@ def rule(
     counts = Counter(tally.counts)
     counts[kind] += 1
     after = Tally(counts=dict(counts), errors=tally.errors | ({signature} if signature else set()))
-    if kind == "out_of_memory" and faults.on_oom == "halve_micro_batch" and terms.micro_batch_size > 1:
+    halves = faults.on_oom == "halve_micro_batch" and cause.step is not None  # before a step no micro-batch is held
+    if kind == "out_of_memory" and halves and terms.micro_batch_size > 1:
         smaller = terms.micro_batch_size // 2
         return Ruling(decision="refit", micro_batch_size=smaller), tally  # other terms: nothing counts against them
     budget = getattr(faults, BUDGETS[kind])
@@ -172,20 +175,8 @@ def rule(
         return Ruling(decision="end", reason=_told(_twice(cause), cause, terms)), after
     if 0 <= budget < counts[kind]:
         return Ruling(decision="end", reason=_told(_exhausted(kind, counts[kind], budget), cause, terms)), after
-    anew = kind == "hang" or (terms.elastic and kind in ("preemption", "lost_node"))
+    anew = kind == "hang" or (terms.elastic and (terms.nodes_changed or kind in ("preemption", "lost_node")))
     return Ruling(decision="refit" if anew else "retry"), after
-
-
-def micro_batch_size(asked: int, remembered: Mapping[str, int] | None) -> int:
-    """The micro-batch to take, given the one that ran out of memory before.
-
-    Args:
-        asked: `train.micro_batch_size`.
-        remembered: The smallest that `failed` and what was `taken` then; None where memory never ran out.
-    """
-    if remembered is None or asked < remembered["failed"]:
-        return asked
-    return remembered["taken"]
 
 
 def place_of(failure: WorkerFailure) -> str:
@@ -201,12 +192,14 @@ def causes_by_rank(failures: Sequence[WorkerFailure]) -> dict[str, str]:
     return {str(each.rank): each.error for each in ordered}
 
 
-def _signature(cause: WorkerFailure) -> tuple[str, int, str] | None:
-    """What makes an error the same error when it comes again; None for what has causes outside the program."""
-    if cause.step is None or follows_another(cause) or cause.kind not in ("error", "out_of_memory"):
+def _signature(cause: WorkerFailure) -> tuple[int, str] | None:
+    """What makes an error the same error when it comes again; None for what has causes outside the program.
+
+    Memory that ran out is no such error: others may have held it, and its budget alone says how often to try.
+    """
+    if cause.step is None or cause.kind != "error" or follows_another(cause):
         return None
-    text = _NUMBER.sub("#", _ADDRESS.sub("#", cause.error)) if cause.kind == "error" else ""
-    return cause.kind, cause.step, text
+    return cause.step, _NUMBER.sub("#", _ADDRESS.sub("#", cause.error))
 
 
 def _twice(cause: WorkerFailure) -> str:
@@ -222,15 +215,16 @@ def _exhausted(kind: FailureKind, count: int, budget: int) -> str:
 def _told(what: str, cause: WorkerFailure, terms: Terms) -> str:
     parts = [what, f"{place_of(cause)}: {cause.error}"]
     if cause.kind == "out_of_memory":
-        parts.append(_less_memory(terms.micro_batch_size))
+        parts.append(_less_memory(terms.micro_batch_size, started=cause.step is not None))
     parts.append("Checkpoints up to the last saved one are whole; the same command continues from there.")
     return "\n".join(parts)
 
 
-def _less_memory(micro_batch: int) -> str:
-    if micro_batch == 1:
+def _less_memory(micro_batch: int, *, started: bool) -> str:
+    if micro_batch == 1 or not started:
+        why = "The micro-batch is 1 already" if started else "That was before the first step, whatever the micro-batch"
         return (
-            "The micro-batch is 1 already. Less memory is needed with train.activation_checkpointing=full, a higher "
+            f"{why}. Less memory is needed with train.activation_checkpointing=full, a higher "
             "zero.stage, zero.offload_optimizer=cpu on GPUs, or more workers."
         )
     return (

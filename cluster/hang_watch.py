@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from cluster.errors import StorageError
 from cluster.failure import WorkerFailure
 from cluster.hang import GroupWatch, Heartbeat, Verdict
 from cluster.run_directory import RunDirectory
@@ -112,7 +113,7 @@ class HangWatch:
         stacks = self._take_stacks(list(verdict.heartbeats.values()))
         path = self._keep(verdict, stacks)
         culprits = [verdict.heartbeats[rank] for rank in verdict.ranks if rank in verdict.heartbeats]
-        self._tell.event(_event(verdict, str(path.relative_to(self._run_directory))))
+        self._tell.event(_event(verdict, None if path is None else str(path.relative_to(self._run_directory))))
         for rank in verdict.ranks if verdict.certain else verdict.ranks[:1]:
             self._tell.failure(_failure(verdict, rank, stacks.get(rank, "")))
         if verdict.certain:
@@ -130,7 +131,19 @@ class HangWatch:
                 stacks[beat.rank] = answers.get(node_id, {}).get(beat.rank, "its node did not answer")
         return stacks
 
-    def _keep(self, verdict: Verdict, stacks: Mapping[int, str]) -> Path:
+    def _keep(self, verdict: Verdict, stacks: Mapping[int, str]) -> Path | None:
+        """Write the file of stacks; None where the storage does not take it, which must not save the rank that hangs.
+
+        The log has the stacks then.
+        """
+        try:
+            return self._write_stacks(verdict, stacks)
+        except (OSError, StorageError) as error:
+            account = _account(verdict, stacks)
+            logger.warning("the stacks could not be written to %s: %s\n%s", self._run_directory, error, account)
+            return None
+
+    def _write_stacks(self, verdict: Verdict, stacks: Mapping[int, str]) -> Path:
         directory = self._run_directory / STACKS_NAME
         directory.mkdir(exist_ok=True)
         attempt = RunDirectory(self._run_directory).facts().get("attempt", 0)
@@ -152,7 +165,7 @@ class HangWatch:
             self._tell.say("no worker of the group that hangs could be ended: their nodes do not answer")
 
 
-def _event(verdict: Verdict, stacks: str) -> dict[str, Any]:
+def _event(verdict: Verdict, stacks: str | None) -> dict[str, Any]:
     rank = verdict.ranks[0]
     beat = verdict.heartbeats.get(rank)
     event: dict[str, Any] = {

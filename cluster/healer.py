@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,13 @@ from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, check_rollbacks, first_skipped_step
+from cluster.record import EVENTS_NAME, read_lines
 from cluster.run_directory import RunDirectory
 from cluster.topology import Topology
 from cluster.train_loop import Verdict
 from data_pipeline.plan import DataPlan
+
+ROLLED_BACK = "rolled_back"
 
 
 class Healer:
@@ -49,16 +53,28 @@ class Healer:
         self._post = post
         self._directory = Path(config.storage) / config.name
         self._watch = HealthWatch(
-            config.healing, losses=origin.losses, withheld=origin.decisions.withheld, run=config.name
+            config.healing, memory=origin.memory, withheld=origin.decisions.withheld, run=config.name
         )
         self._alarm: Anomaly | None = None
         self.decisions: Decisions = origin.decisions
         """What was decided so far."""
 
-    @property
-    def losses(self) -> Sequence[float]:
-        """Window of losses that the next ones are judged by."""
-        return self._watch.losses
+    def memory(self) -> dict[str, Any]:
+        """For checkpoints: what was decided so far, and what later judgements depend on."""
+        return {**self.decisions.to_json(), **self._watch.memory()}
+
+    def tell_untold(self) -> None:
+        """Post the events of rollbacks that the record lacks: a kill may come between a decision and its event."""
+        if not self._topology.is_main or not self.decisions.rollbacks:
+            return
+        told = {
+            (row.get("step"), row.get("to_step"))
+            for row in read_lines(self._directory / EVENTS_NAME)
+            if row.get("event") == ROLLED_BACK
+        }
+        for each in self.decisions.rollbacks:
+            if (each.step, each.to_step) not in told:
+                self._tell_rollback(each, "told by the attempt after it")
 
     def judge_loss(self, step: int, loss: float) -> Verdict:
         """Whether a step's loss is sound, before its update.
@@ -84,19 +100,19 @@ class Healer:
         alarm, config = self._alarm, self._config
         assert alarm is not None
         check_rollbacks(self.decisions, alarm, config=config.healing, every_steps=config.checkpoint.every_steps)
-        to_step = self._collectives.from_main(self._target(alarm) if self._topology.is_main else 0)
-        first = first_skipped_step(alarm, to_step, config.healing)
+        to_step, suspect = self._collectives.from_main(self._target(alarm) if self._topology.is_main else (0, 0))
+        first = first_skipped_step(suspect, to_step, config.healing)
         start, stop = (self._plan.position_after(step, self.decisions.skips) for step in (first - 1, alarm.step))
         skips = self.decisions.skips.add(start, stop)
         self._plan.check_steps(config.train.max_steps, skips)
+        rollback = Rollback(step=alarm.step, to_step=to_step, start=start, stop=stop)
         self.decisions = Decisions(
             skips=skips,
             withheld=tuple(step for step in self.decisions.withheld if step < first),
-            rollbacks=(*self.decisions.rollbacks, Rollback(step=alarm.step, to_step=to_step)),
+            rollbacks=(*self.decisions.rollbacks, rollback),
         )
         self._note()
-        self._tell("rolled_back", step=alarm.step, to_step=to_step, reason=str(alarm))
-        self._tell("samples_skipped", step=alarm.step, start=start, stop=stop)
+        self._tell_rollback(rollback, str(alarm))
 
     def _act_on(self, anomaly: Anomaly | None) -> Verdict:
         if anomaly is None:
@@ -120,21 +136,30 @@ class Healer:
             return "rollback"
         return "go_on"
 
-    def _target(self, alarm: Anomaly) -> int:
-        """Step of the checkpoint to go back to, 0 for the beginning; one that is itself suspect is rejected.
+    def _target(self, alarm: Anomaly) -> tuple[int, int]:
+        """Where to go back to, 0 for the beginning, and the step of the last batch that may be the cause.
 
         A state that gives an alarm before it was updated once, with a batch that others were put in the place of
-        already, may be the cause itself.
+        already, may be the cause itself: it is rejected, and left out are the last batches that led to it, too,
+        since with them it would only come to be again.
         """
-        usable = [info for info in list_checkpoints(self._directory) if info.problem is None]
+        usable = [
+            info.step for info in list_checkpoints(self._directory) if info.problem is None and info.step < alarm.step
+        ]
         again = any(each.to_step == self._origin.step for each in self.decisions.rollbacks)
-        if again and alarm.step == self._origin.step + 1 and len(usable) > 1:
-            reject(usable.pop(), f"{alarm} with the first batch after it, a second time", kind="anomaly")
-        return usable[-1].step if usable else 0
+        if again and alarm.step == self._origin.step + 1 and self._origin.info is not None and len(usable) > 1:
+            with contextlib.suppress(OSError):  # it is passed over all the same: it does not know what is decided now
+                reject(self._origin.info, f"{alarm} with the first batch after it, a second time", kind="anomaly")
+            return usable[-2], self._origin.step
+        return (usable[-1] if usable else 0), alarm.step
 
     def _note(self) -> None:
         if self._topology.is_main:
             RunDirectory(self._directory).update({HEALING: self.decisions.to_json()})
+
+    def _tell_rollback(self, rollback: Rollback, reason: str) -> None:
+        self._tell(ROLLED_BACK, step=rollback.step, to_step=rollback.to_step, reason=reason)
+        self._tell("samples_skipped", step=rollback.step, start=rollback.start, stop=rollback.stop)
 
     def _tell(self, event: str, **details: Any) -> None:
         if self._topology.is_main:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ _NORMAL_SCALE = 1.4826
 _SMALLEST_SPREAD = 0.005
 """Of the median: losses of a flat curve lie closer together than what anyone would call a spike."""
 
-Kind = Literal["non_finite_loss", "non_finite_gradients", "loss_spike"]
+Kind = Literal["non_finite_loss", "non_finite_gradients", "loss_spike", "decided_before"]
 Action = Literal["warn", "skip", "rollback"]
 
 
@@ -42,13 +42,13 @@ class Anomaly:
     """Robust z-score of the loss; None where it is not a spike."""
 
     def __str__(self) -> str:
-        what = {
+        if self.kind == "loss_spike":
+            return f"the loss of step {self.step} is {self.loss:.6g}, {self.score:.1f} deviations above the median"
+        return {
             "non_finite_loss": f"the loss of step {self.step} is {self.loss}",
             "non_finite_gradients": f"the gradients of step {self.step} are not finite (its loss is {self.loss:.6g})",
-        }.get(self.kind)
-        if what is not None:
-            return what
-        return f"the loss of step {self.step} is {self.loss:.6g}, {self.score:.1f} deviations above the median"
+            "decided_before": f"the update of step {self.step} was left out when the step was first made",
+        }[self.kind]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +59,10 @@ class Rollback:
     """Step that gave the alarm."""
     to_step: int
     """Step of the checkpoint gone back to; 0 for the beginning."""
+    start: int
+    """First logical index that was left out."""
+    stop: int
+    """The index past the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,26 +112,31 @@ class HealthWatch:
     """
 
     def __init__(
-        self, config: HealingConfig, *, losses: Sequence[float] = (), withheld: Iterable[int] = (), run: str = ""
+        self,
+        config: HealingConfig,
+        *,
+        memory: Mapping[str, Any] | None = None,
+        withheld: Iterable[int] = (),
+        run: str = "",
     ) -> None:
         """Go on where a checkpoint was taken.
 
         Args:
             config: What to look for and what to do.
-            losses: The window as `losses` gave it.
+            memory: As `memory` gave it; empty at the beginning of a run.
             withheld: Steps whose update is left out whatever their loss, as was decided before.
             run: Name of the run, for messages.
         """
         self._config = config
-        self._losses: deque[float] = deque(losses, maxlen=config.spike_window_steps)
+        memory = memory or {}
+        self._losses: deque[float] = deque(memory.get("losses", ()), maxlen=config.spike_window_steps)
+        self._in_a_row: int = memory.get("withheld_in_a_row", 0)
         self._withheld = set(withheld)
-        self._in_a_row = 0
         self._run = run
 
-    @property
-    def losses(self) -> list[float]:
-        """The window, oldest first."""
-        return list(self._losses)
+    def memory(self) -> dict[str, Any]:
+        """What later judgements depend on, as plain values: the window, and the updates left out in a row."""
+        return {"losses": list(self._losses), "withheld_in_a_row": self._in_a_row}
 
     def judge_loss(self, step: int, loss: float) -> Anomaly | None:
         """Look at a step's loss before its update.
@@ -152,15 +161,14 @@ class HealthWatch:
             return None
         anomaly = Anomaly(step=step, kind="non_finite_gradients", action=self._config.non_finite, loss=loss)
         self._withhold(anomaly)  # the engine made no update, whatever the action
-        return anomaly
+        return anomaly if math.isfinite(loss) else None  # the loss was told already
 
     def _anomaly_of(self, step: int, loss: float) -> Anomaly | None:
-        if not math.isfinite(loss):
-            action = "skip" if step in self._withheld else self._config.non_finite
-            return Anomaly(step=step, kind="non_finite_loss", action=action, loss=loss)
-        score = self._score(loss)
         if step in self._withheld:
-            return Anomaly(step=step, kind="loss_spike", action="skip", loss=loss, score=score)
+            return Anomaly(step=step, kind="decided_before", action="skip", loss=loss)
+        if not math.isfinite(loss):
+            return Anomaly(step=step, kind="non_finite_loss", action=self._config.non_finite, loss=loss)
+        score = self._score(loss)
         if self._config.loss_spike == "off" or score is None or score <= self._config.spike_score:
             return None
         return Anomaly(step=step, kind="loss_spike", action=self._config.loss_spike, loss=loss, score=score)
@@ -206,6 +214,29 @@ def check_rollbacks(decisions: Decisions, anomaly: Anomaly, *, config: HealingCo
         )
 
 
-def first_skipped_step(anomaly: Anomaly, to_step: int, config: HealingConfig) -> int:
-    """First of the batches that a rollback leaves out: those up to the alarm, but none that the state has seen."""
-    return max(anomaly.step - config.rollback_batches + 1, to_step + 1)
+def first_skipped_step(last_suspect: int, to_step: int, config: HealingConfig) -> int:
+    """First of the batches that a rollback leaves out; none that the state gone back to has seen.
+
+    Args:
+        last_suspect: Step of the last batch that may be the cause.
+        to_step: Step of the checkpoint gone back to.
+        config: How many batches are left out.
+    """
+    return max(last_suspect - config.rollback_batches + 1, to_step + 1)
+
+
+def of_another_history(decisions: Decisions, at_save: Decisions, *, step: int, position: int) -> bool:
+    """Whether a checkpoint was taken before something was decided that it should have known.
+
+    Args:
+        decisions: All that healing decided in the run.
+        at_save: What the checkpoint knows of.
+        step: Its step.
+        position: Its data position.
+    """
+
+    def seen(known: Decisions) -> tuple[list[tuple[int, int]], set[int]]:
+        ranges = [(start, min(stop, position)) for start, stop in known.skips.intervals if start < position]
+        return ranges, {withheld for withheld in known.withheld if withheld <= step}
+
+    return seen(decisions) != seen(at_save)

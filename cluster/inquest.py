@@ -93,11 +93,11 @@ class Inquest:
             self._seats[seat.rank] = seat
         elif kind == "failure":
             failure = WorkerFailure(**details)
-            known = self._seats.get(failure.rank)
-            if known is not None and failure.pid in (known.pid, None):  # the dead of an earlier group may speak late
+            if self._is_at_work(failure.rank, failure.pid):
                 self._said.setdefault(failure.rank, failure)
         elif kind == "fatal":
-            self._fatal = self._fatal or details["text"]
+            if self._is_at_work(details["rank"], details["pid"]):
+                self._fatal = self._fatal or details["text"]
         elif kind == "group_failed":
             if details["number"] not in self._closed and self._case is None:
                 self._case, self._since = details, self._clock()
@@ -130,6 +130,11 @@ class Inquest:
             self._closed.add(self._case["number"])
         self._case, self._fatal = None, None
         self._seats, self._said, self._steps = {}, {}, {}
+
+    def _is_at_work(self, rank: int, pid: int | None) -> bool:
+        """Whether a process is of the group at work: the dead of an earlier one may speak late."""
+        known = self._seats.get(rank)
+        return known is not None and pid in (known.pid, None)
 
     def _failures(self, endings: list[Ending]) -> tuple[WorkerFailure, ...]:
         """What is known of every rank that failed: its own words, or else how Ray and its node stand."""

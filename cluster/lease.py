@@ -31,6 +31,8 @@ RENEW_SECONDS = 4.0
 EXPIRY_SECONDS = 20.0
 """A lease of another machine that was not renewed for so long while we watched it has lapsed."""
 _WATCH_SECONDS = 0.5
+_READINGS = 10
+"""Times that a lease is read anew because a newer one took its place between listing and reading."""
 _DIRECTORY = "lease"
 
 
@@ -66,6 +68,7 @@ class Lease:
         self._run_directory = run_directory
         self._record = record
         self._lost = threading.Event()
+        self._in_doubt = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         self._thread.start()
@@ -81,14 +84,25 @@ class Lease:
         return self._record.token
 
     def check(self) -> None:
-        """Make sure that the run is still ours.
+        """Make sure that the run is still ours, as far as the storage can tell now.
+
+        A lease that cannot be read says nothing: the next check asks again, and the token keeps two drivers apart
+        meanwhile.
 
         Raises:
             RunBusyError: Another driver took it.
         """
-        if self._lost.is_set() or not holds(self._run_directory, self.holder):
-            self._lost.set()
+        try:
             newest = newest_record(self._run_directory)
+        except OSError as error:
+            if not self._in_doubt:
+                logger.warning("the lease of %s cannot be read now: %s", self._run_directory, error.strerror or error)
+            self._in_doubt, newest = True, None
+        else:
+            self._in_doubt = False
+            if not self._is_ours(newest):
+                self._lost.set()
+        if self._lost.is_set():
             raise RunBusyError(
                 f"run {self._run_directory} was taken over by {newest.description if newest else 'another command'} "
                 f"while this command did not answer for more than {EXPIRY_SECONDS:.0f} s. This command ends and "
@@ -103,19 +117,23 @@ class Lease:
     def release(self) -> None:
         """Give the run back."""
         self.pause()
-        if not self._lost.is_set() and holds(self._run_directory, self.holder):
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if not self._lost.is_set() and self._is_ours(newest_record(self._run_directory)):
                 self._write(released=True)
 
     def _renew(self) -> None:
         while not self._ended.wait(RENEW_SECONDS):
             try:
-                if not holds(self._run_directory, self.holder):
+                if not self._is_ours(newest_record(self._run_directory)):
                     self._lost.set()
                     return
                 self._write(released=False)
             except OSError as error:  # the token still keeps two drivers apart where it matters, at every publication
                 logger.warning("the lease of %s could not be renewed: %s", self._run_directory, error)
+
+    def _is_ours(self, newest: LeaseRecord | None) -> bool:
+        """Whether the lease with the highest token is this one; one without content can be nobody else's."""
+        return newest is not None and newest.token == self.token and newest.holder in (self.holder, "")
 
     def _write(self, *, released: bool) -> None:
         facts = {**asdict(self._record), "renewals": self._record.renewals + 1, "released": released}
@@ -152,15 +170,30 @@ def hold(
 
 
 def holds(run_directory: Path, holder: str) -> bool:
-    """Whether the newest token of a run is that of `holder`; for drivers and for their workers."""
+    """Whether the newest token of a run is that of `holder`; for drivers and for their workers.
+
+    Raises:
+        OSError: The storage cannot tell now.
+    """
     newest = newest_record(run_directory)
     return newest is not None and newest.holder == holder
 
 
 def newest_record(run_directory: Path) -> LeaseRecord | None:
-    """The lease with the highest token; None where no driver ever held the run."""
-    tokens = _tokens(run_directory)
-    return _read(run_directory, tokens[-1]) if tokens else None
+    """The lease with the highest token; None where no driver ever held the run.
+
+    Raises:
+        OSError: The storage cannot tell now.
+    """
+    readings = 0
+    while tokens := _tokens(run_directory):
+        try:
+            return _read(run_directory, tokens[-1])
+        except FileNotFoundError:  # replaced by a newer token between listing and reading
+            readings += 1
+            if readings == _READINGS:
+                raise
+    return None
 
 
 def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> LeaseRecord | None:
@@ -184,9 +217,9 @@ def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> 
 def forget(run_directory: Path) -> None:
     """Remove what leases left in a directory where no run was begun."""
     for token in _tokens(run_directory):
-        record = _read(run_directory, token)
-        if record is not None and record.released:
-            _file(run_directory, token).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if _read(run_directory, token).released:
+                _file(run_directory, token).unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         (run_directory / _DIRECTORY).rmdir()
 
@@ -238,21 +271,23 @@ def _create(run_directory: Path, record: LeaseRecord) -> bool:
 
 
 def _tokens(run_directory: Path) -> list[int]:
-    names = (path.stem for path in (run_directory / _DIRECTORY).glob("*.json"))
-    return sorted(int(name) for name in names if name.isdigit())
+    try:
+        names = os.listdir(run_directory / _DIRECTORY)  # a glob hides what the storage has to say
+    except FileNotFoundError:
+        return []
+    stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
+    return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
 def _file(run_directory: Path, token: int) -> Path:
     return run_directory / _DIRECTORY / f"{token:010d}.json"
 
 
-def _read(run_directory: Path, token: int) -> LeaseRecord | None:
+def _read(run_directory: Path, token: int) -> LeaseRecord:
     """A lease file; one that is being created, or was left half created, belongs to somebody unknown."""
     try:
         facts: dict[str, Any] = json.loads(_file(run_directory, token).read_bytes())
         return LeaseRecord(**facts)
-    except FileNotFoundError:
-        return newest_record(run_directory)  # replaced by a newer token between listing and reading
     except (ValueError, TypeError):
         return LeaseRecord(
             token=token,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -9,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from cluster.errors import ClusterError
 from cluster.failure import FailureKind, WorkerFailure
@@ -20,7 +21,11 @@ from cluster.run_data import open_data
 from cluster.run_directory import CONFIG_NAME, RunDirectory
 from data_pipeline.errors import DataError
 from data_pipeline.publish import write_atomically
+from data_pipeline.skip_ledger import SkipLedger
 from data_pipeline.trace import TracedPart, TracedSequence, excerpt, trace_sequences
+
+if TYPE_CHECKING:  # the page needs no torch
+    from cluster.checkpoint import CheckpointInfo
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +60,7 @@ _NEXT: dict[FailureKind, str] = {
     "hang": "The rank stood still. Its stack above says where; look into that node's network and device before it is "
     "used again. A step that is only slow needs a longer `faults.hang_timeout_seconds`.",
     "error": "The program raised an error: where the traceback ends in code or data of yours, mend that first. If the "
-    "same step fails again, look at the documents above; `healing.skip_sequences` leaves sequences out.",
+    "same step fails again, look at the documents above.",
 }
 
 
@@ -186,10 +191,15 @@ def _document_cells(sequence: TracedSequence, part: TracedPart) -> list[str]:
 
 
 def _saved(record: _Record, failure: WorkerFailure | None) -> str:
-    steps, rejected = _checkpoints(record.directory)
-    if not steps and not rejected:
+    found = _checkpoints(record.directory)
+    steps = [info.step for info in found if info.problem is None]
+    if not found:
         return "No checkpoint: the run begins anew."
+    rejected = [info.step for info in found if info.rejection is not None]
     refused = f" Rejected, with the reason in their REJECTED.json: {_steps(rejected)}." if rejected else ""
+    for info in found:
+        if info.problem is not None and info.rejection is None:
+            refused += f" That of step {info.step:,} cannot be used: {inert(info.problem, _LONGEST_REASON)}"
     if not steps:
         return f"No usable checkpoint.{refused}"
     begun = [failure.step - 1] if failure is not None and failure.step is not None else []
@@ -198,13 +208,11 @@ def _saved(record: _Record, failure: WorkerFailure | None) -> str:
     return f"The newest checkpoint is of step {steps[-1]:,}{after}. There are those of {_steps(steps)}.{refused}"
 
 
-def _checkpoints(run_directory: Path) -> tuple[list[int], list[int]]:
-    """Steps of the published checkpoints, usable and rejected. Files are not read here: a resume verifies them."""
-    found: tuple[list[int], list[int]] = ([], [])
-    for manifest in sorted((run_directory / "checkpoints").glob("step-*/MANIFEST.json")):
-        step = int(manifest.parent.name.removeprefix("step-"))
-        found[(manifest.parent / "REJECTED.json").exists()].append(step)
-    return found
+def _checkpoints(run_directory: Path) -> list[CheckpointInfo]:
+    """Published checkpoints, oldest first. Their tensors are not read here: a resume verifies them."""
+    from cluster.checkpoint import list_checkpoints
+
+    return list_checkpoints(run_directory)
 
 
 def _steps(steps: Sequence[int]) -> str:
@@ -226,8 +234,23 @@ def _next(record: _Record, status: Status, failure: WorkerFailure | None) -> str
         return f"{advice} Give the same command again: {CONFIG_NAME} of the run is gone.".strip()
     task = record.facts.get("task", "pretrain")
     verb = "pretrain" if task == "pretrain" else "finetune"
+    parts = [advice, *_without_its_sequences(record, failure if status == "failed" else None)]
     command = block(f"longhaul {verb} {shlex.quote(str(config.resolve()))}", 1)
-    return f"{advice}\n\nTo continue from the newest checkpoint:\n\n{command}".strip()
+    return "\n\n".join([*parts, "To continue from the newest checkpoint:", command]).strip()
+
+
+def _without_its_sequences(record: _Record, failure: WorkerFailure | None) -> list[str]:
+    """How to go on without what an error was raised on: a run that has a checkpoint does so as a branch of itself."""
+    usable = [info.step for info in _checkpoints(record.directory) if info.problem is None]
+    if failure is None or failure.kind != "error" or not failure.sequences or not usable:
+        return []
+    skips = SkipLedger()
+    for sequence in failure.sequences:
+        skips = skips.add(sequence, sequence + 1)
+    run = record.directory.resolve()
+    name, left_out = f"{run.name}-without", json.dumps(skips.to_json(), separators=(",", ":"))
+    words = ["longhaul", "branch", str(run), "--from", str(usable[-1]), name, f"healing.skip_sequences={left_out}"]
+    return ["To go on without its sequences, in a branch of the run:", block(shlex.join(words), 1)]
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:

@@ -18,9 +18,12 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from cluster.attempt import run_attempt
 from cluster.hang import Heartbeat, beat_seconds
 from cluster.process_clock import start_ticks
 from cluster.stacks import STACKS_SIGNAL
+from cluster.train_loop import train
+from cluster.wandb_mirror import WandbMirror
 
 logger = logging.getLogger(__name__)
 
@@ -29,9 +32,9 @@ _STACK_AFTER_SECONDS = 2.0
 _MOVED_BYTES = 1 << 20
 """Files read or written between two heartbeats that count as a move: one call may load or save for many minutes."""
 _DEEPEST_STACK = 60
-_LOOP_FILE = str(Path(__file__).with_name("train_loop.py"))
-_EFFECTS_FILE = str(Path(__file__).with_name("attempt.py"))
-_LIMITED_FILE = str(Path(__file__).with_name("wandb_mirror.py"))
+_LOOP_FILE = train.__code__.co_filename
+_EFFECTS_FILE = run_attempt.__code__.co_filename
+_LIMITED_FILE = WandbMirror.close.__code__.co_filename
 """Waits for W&B at the end of an attempt are long, and end by themselves after a minute."""
 
 

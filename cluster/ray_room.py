@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 
 from cluster.config import ResourcesConfig
-from cluster.ray_cluster import live_nodes, room_for_workers
 
 NODE_GRACE_SECONDS = 10.0
 """How long a run that may go on with fewer workers waits for a lost node to come back. A supervisor starts a raylet
@@ -16,6 +16,9 @@ that died again within seconds; waiting longer costs the time of all other worke
 checkpoint anyway. Ray itself needs some 15 s to count a node as dead."""
 _NOTICED_SECONDS = 30.0
 """Longest wait for Ray to count a dead node as dead, and for what ended workers had reserved to be free."""
+
+_EXAMINED_AGAIN_SECONDS = 60.0
+"""A node that was unfit may have been mended: its storage is mounted, its image is there."""
 
 Examine = Callable[[str], str | None]
 """Says what makes a node, named by its id, unfit for the run; None where nothing does."""
@@ -38,6 +41,36 @@ def available_by_node() -> dict[str, dict[str, float]]:
 
     found: dict[str, dict[str, float]] = available_resources_per_node()
     return found
+
+
+def reserved_by_node() -> dict[str, int]:
+    """How many workers this driver holds room for on each node, by its id: those that run and those about to.
+
+    Ray has no public way to ask whose a placement group is.
+    """
+    import ray
+    from ray._private.state import state
+    from ray.core.generated.gcs_pb2 import PlacementGroupTableData
+
+    found: Counter[str] = Counter()
+    job = ray.get_runtime_context().get_job_id()
+    for each in state._connect_and_get_accessor().get_placement_group_table():
+        group = PlacementGroupTableData.FromString(each)
+        holds = group.state not in (PlacementGroupTableData.PENDING, PlacementGroupTableData.REMOVED)
+        if holds and group.creator_job_id.hex() == job:
+            found.update(bundle.node_id.hex() for bundle in group.bundles)
+    return dict(found)
+
+
+def kind_of_devices(gpus_per_worker: int) -> str:
+    """What the workers compute on, as Ray names the GPUs of the live nodes; `cpu` without GPUs."""
+    import ray
+
+    if not gpus_per_worker:
+        return "cpu"
+    prefix = "accelerator_type:"
+    names = {name for node in ray.nodes() if node["Alive"] for name in node["Resources"] if name.startswith(prefix)}
+    return ",".join(sorted(name.removeprefix(prefix) for name in names)) or "gpu"
 
 
 def draining_nodes() -> dict[str, float | None]:
@@ -63,15 +96,27 @@ class Room:
     Args:
         resources: What the run asks for.
         gpus_per_worker: 0 or 1.
-        examine: Applied once, in a thread, to each node that joins after the start, before it gets workers.
+        examine: Applied in a thread to each node that joins after the start, before it gets workers; again after a
+            minute where the node was unfit.
+        clock: Monotonic seconds.
     """
 
-    def __init__(self, resources: ResourcesConfig, gpus_per_worker: int, examine: Examine) -> None:
+    def __init__(
+        self,
+        resources: ResourcesConfig,
+        gpus_per_worker: int,
+        examine: Examine,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._resources = resources
         self._gpus_per_worker = gpus_per_worker
         self._examine = examine
+        self._clock = clock
         self._known = counted_alive()
+        self._settled_with = set(self._known)
         self._unfit: set[str] = set()
+        self._examined_again: dict[str, float] = {}
+        self._problems: dict[str, str] = {}
         self._avoided: frozenset[str] = frozenset()
         self._lost: set[str] = set()
         self._refusals: list[str] = []
@@ -94,12 +139,7 @@ class Room:
 
     def avoid(self, nodes: frozenset[str]) -> bool:
         """Give nodes no workers, unless the others are too few; whether they are enough."""
-        closed = nodes | self._unfit | set(draining_nodes())
-        room = room_for_workers(
-            [node for node in live_nodes() if node.id not in closed],
-            cpus_per_worker=self._resources.cpus_per_worker,
-            gpus_per_worker=self._gpus_per_worker,
-        )
+        room = self._count(reserved_by_node(), nodes | self._unfit | set(draining_nodes()))
         enough = room >= self._resources.min_workers
         self._avoided = nodes if enough else frozenset()
         return enough
@@ -116,16 +156,16 @@ class Room:
             own: Node id of each worker of the run that runs now: they count as room.
         """
         self._look_at_new_nodes()
-        closed = self.left_out | self._lost | set(draining_nodes())
-        mine = Counter(own)
-        return sum(
-            mine[node]
-            + workers_that_fit(
-                free, cpus_per_worker=self._resources.cpus_per_worker, gpus_per_worker=self._gpus_per_worker
-            )
-            for node, free in available_by_node().items()
-            if node not in closed
-        )
+        return self._count(Counter(own), self.left_out | self._lost | set(draining_nodes()))
+
+    def within_reach(self) -> int:
+        """How many workers the run could have, with those that it holds room for already."""
+        return self._count(reserved_by_node(), self.left_out | set(draining_nodes()))
+
+    @property
+    def nodes_changed(self) -> bool:
+        """Whether nodes came or went since the room was settled: Ray knows of none that is to be left out since."""
+        return counted_alive() != self._settled_with
 
     def growth(self, own: list[str]) -> int | None:
         """Workers that the run could have instead of those it has; None where they are not more."""
@@ -148,13 +188,26 @@ class Room:
             pause: Waits a moment; False ends the waiting.
             clock: Monotonic seconds.
         """
+        self._settled_with = counted_alive()
         if not self.elastic:
             return self._resources.max_workers
         self._lost |= lost
         begun = clock()
         while before and not self._settled(before, lost, clock() - begun) and pause():
             continue
+        self._settled_with = counted_alive()
         return workers_for(self._resources, self.now())
+
+    def _count(self, held: Mapping[str, int], closed: Container[str]) -> int:
+        """Workers that fit into what is free, and those that run or are about to, on nodes that are not closed."""
+        return sum(
+            held.get(node, 0)
+            + workers_that_fit(
+                free, cpus_per_worker=self._resources.cpus_per_worker, gpus_per_worker=self._gpus_per_worker
+            )
+            for node, free in available_by_node().items()
+            if node not in closed
+        )
 
     def _settled(self, before: list[str], lost: set[str], waited: float) -> bool:
         room = self.now()
@@ -169,14 +222,20 @@ class Room:
     def _look_at_new_nodes(self) -> None:
         if not self.elastic:
             return
-        for node_id in counted_alive() - self._known - self._unfit:
+        for node_id in counted_alive() - self._known:
+            if self._clock() < self._examined_again.get(node_id, 0.0):
+                continue
             self._unfit.add(node_id)  # until it is known to be fit
+            self._examined_again[node_id] = math.inf
             threading.Thread(target=self._look_at, args=(node_id,), name="node-check", daemon=True).start()
 
     def _look_at(self, node_id: str) -> None:
         problem = self._examine(node_id)
         if problem is not None:
-            self._refusals.append(problem)
+            if self._problems.get(node_id) != problem:
+                self._refusals.append(problem)
+            self._problems[node_id] = problem
+            self._examined_again[node_id] = self._clock() + _EXAMINED_AGAIN_SECONDS
             return
         self._known.add(node_id)
         self._unfit.discard(node_id)

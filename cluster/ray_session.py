@@ -20,7 +20,7 @@ from cluster.hang_watch import HangWatch, Tell
 from cluster.inquest import Inquest
 from cluster.lease import Lease
 from cluster.ray_cluster import free_placement_groups
-from cluster.ray_room import Examine, Room
+from cluster.ray_room import Examine, Room, kind_of_devices
 from cluster.record import EventsLog
 from cluster.room_watch import RoomWatch
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
@@ -36,6 +36,10 @@ Listener = Callable[[dict[str, Any]], None]
 _POLL_SECONDS = 0.2
 _FATAL_GRACE_SECONDS = 15.0
 _LEASE_CHECK_SECONDS = 15.0
+_FREED_SECONDS = 5.0
+"""Longest wait for Ray to count as free what workers that ended had reserved."""
+_FAREWELL_SECONDS = 10.0
+"""Longest wait for a controller that was ended while its workers were still starting."""
 _BEGINNINGS = ("started", "resumed")
 
 
@@ -92,10 +96,8 @@ class _Session:
         self._mailbox = start_mailbox()
         self._inquest = Inquest()
         self._room = Room(config.resources, gpus_per_worker, desk.examine)
-        self._watch = RoomWatch(
-            config.resources, gpus_per_worker, self._room, say=self._say, write_event=self._write_event
-        )
-        self._verdicts = Verdicts(config, self._room.elastic, self._run_directory, desk.failures)
+        self._watch = RoomWatch(config.resources, self._room, say=self._say, write_event=self._write_event)
+        self._verdicts = Verdicts(config, self._run_directory, desk.failures, device=kind_of_devices(gpus_per_worker))
         self._hangs = HangWatch(
             self._run_directory,
             timeout_seconds=config.faults.hang_timeout_seconds,
@@ -115,7 +117,6 @@ class _Session:
         self._training = False
 
     def run(self) -> dict[str, Any]:
-        self._verdicts.say_what_is_remembered(self._say)
         with self._stop.heard():
             while not self._group_ended_the_run():
                 self._say("starting the workers anew")
@@ -132,19 +133,21 @@ class _Session:
 
         self._avoid_hung_nodes()
         workers = self._room.settle(self._watch.before, self._verdicts.lost_nodes, pause=self._pause)
-        self._result, self._error, self._controller = None, None, None
+        self._result, self._error, self._controller, self._fatal_since = None, None, None, None
         if self._stopped_before_training():
             return True
         self._desk.lease.check()
         terms = GroupTerms(workers=workers, gpus_per_worker=self._gpus_per_worker, left_out=self._room.left_out)
         self._say(f"starting {workers} workers" if self._room.elastic else "starting workers")
         self._watch.begin(workers)
-        self._verdicts.begin()
+        self._verdicts.begin(workers, self._say)
+        self._tell_news()
         thread = threading.Thread(target=self._fit, args=(terms,), name="ray-train", daemon=True)
         thread.start()
         while thread.is_alive() and not self._gave_up():
             self._attend(thread)
             if self._stopped_before_training():
+                self._end_controller(thread)
                 return True
         self._handle_messages()
         ended = self._judge_end()
@@ -176,15 +179,32 @@ class _Session:
         case = self._inquest.case()
         if case is None:
             return
-        event = self._verdicts.judge(case, self._inquest.seats)
+        event = self._verdicts.judge(case, self._inquest.seats, nodes_changed=self._room.nodes_changed)
         if case.fatal is None:
             self._write_event({"event": "worker_lost", **event})
-        for further in self._verdicts.news():
-            self._write_event(further)
+        self._tell_news()
         self._training = False
         self._watch.end(self._inquest.seats)
         self._inquest.close()
         self._hangs.forget()
+
+    def _tell_news(self) -> None:
+        for event in self._verdicts.news():
+            self._write_event(event)
+
+    def _end_controller(self, thread: threading.Thread) -> None:
+        """End Ray's controller before the connection to Ray ends: what it still said then would be Ray's own words."""
+        import ray
+
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        ended = False
+        while thread.is_alive() and time.monotonic() < deadline and not self._stop.at_once:
+            if self._controller is not None and not ended:
+                ray.kill(self._controller)
+                ended = True
+            thread.join(_POLL_SECONDS)
+            self._handle_messages()
+        self._error = None  # it is how the controller was ended
 
     def _judge_end(self) -> bool:
         """Whether the run ends with the controller that just ended."""
@@ -242,7 +262,7 @@ class _Session:
         for message in ray.get(self._mailbox.exchange.remote(orders)):
             self._watch.heard()
             if self._inquest.take(message):
-                if message["type"] == "fatal":
+                if self._inquest.fatal is not None:
                     self._fatal_since = self._fatal_since or time.monotonic()
             elif message["type"] == "heartbeat":
                 self._hangs.hear(message)
@@ -287,8 +307,11 @@ class _Session:
     def _avoid_hung_nodes(self) -> None:
         """Leave out the nodes that a rank hung on, if there is room without them."""
         hung = self._hangs.avoided_nodes
-        if hung and not self._room.avoid(hung):
-            self._say("the node that a rank hung on is used again: there is no room without it")
+        deadline = time.monotonic() + _FREED_SECONDS
+        while hung and not self._room.avoid(hung):
+            if time.monotonic() > deadline or not self._pause():
+                self._say("the node that a rank hung on is used again: there is no room without it")
+                return
 
     @property
     def _run_directory(self) -> Path:

@@ -26,7 +26,12 @@ from ray.train.v2._internal.execution.callback import ControllerCallback
 from cluster.attempt import Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines import deepspeed_engine
-from cluster.errors import CheckpointMismatchError, ClusterError
+from cluster.errors import (
+    CheckpointDamagedError,
+    CheckpointMismatchError,
+    CheckpointUnreadableError,
+    ClusterError,
+)
 from cluster.failure import FailureKind
 from cluster.faults import Ending, describe_error
 from cluster.inquest import Seat
@@ -232,7 +237,7 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
         failure = failure_of(error, seat, work)
         link.post_and_wait({"type": "failure", **asdict(failure)})
         if in_vain(error, failure.kind):
-            link.post_and_wait({"type": "fatal", "text": str(error)})
+            link.post_and_wait({"type": "fatal", "text": str(error), "rank": seat.rank, "pid": seat.pid})
             raise NotRetriedError(str(error)) from error
         raise
     finally:
@@ -243,8 +248,9 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
 
 def in_vain(error: Exception, kind: FailureKind) -> bool:
     """Whether another trial would meet an error again that has told the person all there is to say."""
-    if isinstance(error, CheckpointMismatchError) or kind == "out_of_memory":
-        return False  # the next attempt takes the checkpoint before; memory may suffice then
+    another = (CheckpointMismatchError, CheckpointDamagedError, CheckpointUnreadableError)
+    if isinstance(error, another) or kind == "out_of_memory":
+        return False  # it takes the checkpoint before, or can read this one; memory may suffice then
     return isinstance(error, (ClusterError, DataError, ModelError))
 
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import ResourcesConfig
 from cluster.inquest import Seat
-from cluster.ray_cluster import live_nodes, room_for_workers
 from cluster.ray_room import Room, draining_nodes
 
 if TYPE_CHECKING:
@@ -25,7 +24,6 @@ class RoomWatch:
 
     Args:
         resources: What the run asks for.
-        gpus_per_worker: 0 or 1.
         room: Of the run.
         say: Tells the person what the run waits for.
         write_event: Puts an event into the record.
@@ -35,7 +33,6 @@ class RoomWatch:
     def __init__(
         self,
         resources: ResourcesConfig,
-        gpus_per_worker: int,
         room: Room,
         *,
         say: Callable[[str], None],
@@ -43,7 +40,6 @@ class RoomWatch:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._resources = resources
-        self._gpus_per_worker = gpus_per_worker
         self._room = room
         self._say = say
         self._write_event = write_event
@@ -124,17 +120,13 @@ class RoomWatch:
             self._say(f"{self.reason}: they take over at the next checkpoint")
 
     def _lacks_room(self) -> bool:
-        closed = self._room.left_out | set(draining_nodes())
-        nodes = [node for node in live_nodes() if node.id not in closed]
-        room = room_for_workers(
-            nodes, cpus_per_worker=self._resources.cpus_per_worker, gpus_per_worker=self._gpus_per_worker
-        )
+        room = self._room.within_reach()
         if room >= self._workers:
             return False
         if self._room.avoids or (self._room.elastic and room >= self._resources.min_workers):
             return True
         self._say(
-            f"waiting for a node: the run needs room for {self._workers} workers, the {len(nodes)} "
-            f"live nodes have room for {room}"
+            f"waiting for a node: the run needs room for {self._workers} workers, and the live nodes have room for "
+            f"{room} beside what others hold"
         )
         return False

@@ -7,6 +7,7 @@ from cluster.checkpoint.catalog import (
     list_checkpoints,
     newest_verified,
     reject,
+    reject_if_possible,
     rejected_for_loss,
     verify,
 )
@@ -30,6 +31,7 @@ __all__ = [
     "list_checkpoints",
     "newest_verified",
     "reject",
+    "reject_if_possible",
     "rejected_for_loss",
     "steps_to_delete",
     "verify",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
+import logging
+import os
 import re
 import shutil
 import time
@@ -14,11 +15,14 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name
+from cluster.checkpoint.reach import explain, is_gone, unreadable
 from cluster.checkpoint.retention import steps_to_delete
 from cluster.checkpoint.retry import retried
 from cluster.config import CheckpointConfig
-from cluster.errors import CheckpointError, RunNotFoundError
+from cluster.errors import CheckpointDamagedError, CheckpointError, CheckpointUnreadableError, RunNotFoundError
 from data_pipeline.publish import file_hashes, write_atomically
+
+logger = logging.getLogger(__name__)
 
 REJECTED_NAME = "REJECTED.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
@@ -32,6 +36,15 @@ class Rejection:
     """Its files are not what they were, it gives another loss than when it was saved, or losses that went wrong."""
     reason: str
     time_unix_seconds: float
+    attempt: int | None = None
+    """Attempt of the manifest that was refused: another manifest of the step is not meant. None means any."""
+    created_unix_seconds: float | None = None
+    """When that manifest was made."""
+
+    def is_of(self, manifest: Manifest) -> bool:
+        """Whether a manifest is the one that was refused."""
+        refused = (self.attempt, self.created_unix_seconds)
+        return self.attempt is None or refused == (manifest.attempt, manifest.created_unix_seconds)
 
 
 @dataclass(frozen=True)
@@ -44,15 +57,32 @@ class CheckpointInfo:
     problem: str | None
     rejection: Rejection | None = None
     """What was found when it was first refused; `problem` says it too."""
+    unreadable: bool = False
+    """Whether the problem is only that it cannot be read here and now: it may be whole."""
+
+    def error(self) -> CheckpointError:
+        """The problem as an error to raise."""
+        kind = CheckpointUnreadableError if self.unreadable else CheckpointError
+        return kind(self.problem or f"checkpoint {self.directory} has no manifest.")
 
 
 def list_checkpoints(run_directory: Path) -> list[CheckpointInfo]:
-    """Published checkpoints by step, oldest first. Directories without a manifest are not checkpoints yet."""
+    """Published checkpoints by step, oldest first. Directories without a manifest are not checkpoints yet.
+
+    Raises:
+        CheckpointUnreadableError: The directory of the checkpoints cannot be listed.
+    """
+    place = run_directory / "checkpoints"
+    try:
+        names = retried(partial(os.listdir, place), f"listing {place}")
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(place, error, lost="If it is lost for good, begin anew with --fresh.") from error
     found = []
-    for directory in (run_directory / "checkpoints").glob("step-*"):
-        match = _STEP_DIRECTORY.fullmatch(directory.name)
-        if match and (directory / MANIFEST_NAME).exists():
-            found.append(_inspect(int(match[1]), directory))
+    for match in filter(None, map(_STEP_DIRECTORY.fullmatch, names)):
+        if _is_published(place / match[0]):
+            found.append(_inspect(int(match[1]), place / match[0]))
     return sorted(found, key=lambda info: info.step)
 
 
@@ -61,13 +91,19 @@ def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointI
 
     Raises:
         RunNotFoundError: There is none.
+        CheckpointError: That of the step is damaged or was rejected.
+        CheckpointUnreadableError: It, or one that is newer than all usable ones, cannot be read here and now.
     """
-    usable = [info for info in list_checkpoints(run_directory) if info.problem is None]
+    found = list_checkpoints(run_directory)
+    usable = [info for info in found if info.problem is None]
     chosen = usable if step is None else [info for info in usable if info.step == step]
+    for info in found:
+        if step is None and info.unreadable and info.step > max((good.step for good in usable), default=-1):
+            raise info.error()
     if not chosen:
-        for info in list_checkpoints(run_directory):
+        for info in found:
             if info.step == step and info.problem is not None:
-                raise CheckpointError(f"{info.problem} Usable steps: {[good.step for good in usable]}.")
+                raise type(info.error())(f"{info.problem} Usable steps: {[good.step for good in usable]}.")
         have = ", ".join(str(info.step) for info in usable) or "none"
         wanted = "a usable checkpoint" if step is None else f"a usable checkpoint of step {step}"
         raise RunNotFoundError(f"run {run_directory} has no {wanted[2:]} (usable steps: {have}).")
@@ -75,14 +111,22 @@ def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointI
 
 
 def newest_verified(run_directory: Path) -> CheckpointInfo | None:
-    """The newest usable checkpoint whose every byte is as it was written; damaged ones are rejected on the way."""
+    """The newest usable checkpoint whose every byte is as it was written; damaged ones are rejected on the way.
+
+    Raises:
+        CheckpointUnreadableError: One that is newer cannot be read here and now, and may be whole.
+    """
     for info in reversed(list_checkpoints(run_directory)):
+        if info.unreadable:
+            raise info.error()
         if info.problem is None:
             try:
                 verify(info)
-            except CheckpointError as error:
-                with contextlib.suppress(OSError):  # read-only, or gone in this moment
-                    reject(info, str(error), kind="damage")
+            except CheckpointDamagedError as error:
+                reject_if_possible(info, str(error), kind="damage")
+            except CheckpointUnreadableError:
+                if not is_gone(info.directory, run_directory):  # retention removes it, as its run goes on
+                    raise
             else:
                 return info
     return None
@@ -101,23 +145,25 @@ def verify(
         progress: Called with each file that was found good.
 
     Raises:
-        CheckpointError: Something is missing, cut short or altered.
+        CheckpointDamagedError: Something is proven to be missing, cut short or altered.
+        CheckpointUnreadableError: Something cannot be read here and now, and may be whole.
+        CheckpointError: It was rejected, or found unusable when it was listed.
     """
     if info.manifest is None or info.problem is not None:
-        raise CheckpointError(info.problem or f"checkpoint {info.directory} has no manifest.")
+        raise info.error()
     for record in info.manifest.files if files is None else files:
         path = info.directory / record.path
         try:
             found = retried(partial(file_hashes, path), f"reading {path}")
         except OSError as error:
-            raise CheckpointError(f"checkpoint file {path} cannot be read: {error.strerror or error}.") from error
+            raise explain(path, error, root=info.directory) from error
         if found.size_bytes != record.size_bytes:
-            raise CheckpointError(
+            raise CheckpointDamagedError(
                 f"checkpoint file {path} has {found.size_bytes} bytes, and its manifest says {record.size_bytes}."
             )
         if found.hash != record.hash:
             bad = [n for n, (a, b) in enumerate(zip(found.blocks, record.blocks, strict=True)) if a != b]
-            raise CheckpointError(
+            raise CheckpointDamagedError(
                 f"checkpoint file {path} was altered: its hash is {found.hash}, and its manifest says {record.hash} "
                 f"(blocks of 1 MiB that differ: {bad[:8]})."
             )
@@ -128,9 +174,28 @@ def reject(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss",
     """Mark a checkpoint as unusable, so that no later attempt takes it.
 
     Its files stay for inspection until retention passes it; removing REJECTED.json takes the rejection back.
+
+    Raises:
+        OSError: The mark could not be written.
     """
-    rejection = Rejection(kind=kind, reason=reason, time_unix_seconds=time.time())
+    rejection = Rejection(
+        kind=kind,
+        reason=reason,
+        time_unix_seconds=time.time(),
+        attempt=info.manifest.attempt if info.manifest is not None else None,
+        created_unix_seconds=info.manifest.created_unix_seconds if info.manifest is not None else None,
+    )
     write_atomically(info.directory / REJECTED_NAME, json.dumps(asdict(rejection)).encode())
+
+
+def reject_if_possible(info: CheckpointInfo, reason: str, *, kind: Literal["damage", "loss", "anomaly"]) -> None:
+    """Mark a checkpoint as unusable; where that cannot be written it is only passed over, and looked at again later."""
+    try:
+        reject(info, reason, kind=kind)
+    except OSError as error:  # full, read-only, or gone in this moment
+        logger.warning(
+            "checkpoint %s is passed over and could not be marked as rejected: %s", info.directory, error.strerror
+        )
 
 
 def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
@@ -143,7 +208,11 @@ def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
 
 
 def apply_retention(run_directory: Path, policy: CheckpointConfig) -> None:
-    """Delete old checkpoints, and unusable ones that are older than the `keep_last` newest usable ones."""
+    """Delete old checkpoints, and rejected ones that are older than the `keep_last` newest usable ones.
+
+    One that is unusable and was never rejected goes when the policy would not keep it if it were usable: what was seen
+    of it once is no proof. One that cannot be read here and now stays.
+    """
     infos = list_checkpoints(run_directory)
     usable = [
         (info.step, info.manifest.created_unix_seconds)
@@ -153,7 +222,13 @@ def apply_retention(run_directory: Path, policy: CheckpointConfig) -> None:
     deleted = set(steps_to_delete(usable, policy))
     newest = sorted(step for step, _ in usable)[-policy.keep_last :]
     for info in infos:
-        if info.step in deleted or (info.problem is not None and newest and info.step < newest[0]):
+        if info.rejection is not None and newest and info.step < newest[0]:
+            deleted.add(info.step)
+        elif info.problem is not None and info.rejection is None and not info.unreadable:
+            created_unix_seconds = info.manifest.created_unix_seconds if info.manifest is not None else 0.0
+            deleted |= {info.step} & set(steps_to_delete([*usable, (info.step, created_unix_seconds)], policy))
+    for info in infos:
+        if info.step in deleted:
             delete(info.directory)
 
 
@@ -171,12 +246,12 @@ def clean_leftovers(run_directory: Path, attempt: int) -> list[Path]:
     """
     removed = []
     for directory in sorted((run_directory / "checkpoints").glob("step-*")):
-        published = published_attempt(directory)
         for child in sorted(directory.glob("attempt-*")):
-            if child.name not in (published, attempt_name(attempt)):
+            if child.name != attempt_name(attempt) and not may_be_published(child):
                 shutil.rmtree(child, ignore_errors=True)
                 removed.append(child)
-        if published is None and not any(directory.glob("attempt-*")):
+        removed += _remove_superseded_rejection(directory)
+        if not _is_published(directory) and not any(directory.glob("attempt-*")):
             shutil.rmtree(directory, ignore_errors=True)
     for torn in [*run_directory.glob(".*.tmp"), *(run_directory / "checkpoints").glob("**/.*.tmp")]:
         torn.unlink(missing_ok=True)
@@ -184,23 +259,48 @@ def clean_leftovers(run_directory: Path, attempt: int) -> list[Path]:
     return removed
 
 
-def published_attempt(directory: Path) -> str | None:
-    """Attempt whose files the manifest names; of an unreadable manifest, keep every attempt's files."""
-    if not (directory / MANIFEST_NAME).exists():
-        return None
+def _remove_superseded_rejection(directory: Path) -> list[Path]:
+    """Remove the mark that was set on a manifest before this one: an attempt was killed when it had published."""
     try:
-        return attempt_name(Manifest.read(directory / MANIFEST_NAME).attempt)
+        rejection = _rejection(directory)
+        if rejection is None or rejection.is_of(Manifest.read(directory / MANIFEST_NAME)):
+            return []
     except CheckpointError:
-        return max((child.name for child in directory.glob("attempt-*")), default=None)
+        return []
+    (directory / REJECTED_NAME).unlink(missing_ok=True)
+    return [directory / REJECTED_NAME]
+
+
+def may_be_published(attempt_directory: Path) -> bool:
+    """Whether the manifest of the step names an attempt's files; of one that cannot be read, it may name any."""
+    if not _is_published(attempt_directory.parent):
+        return False
+    try:
+        manifest = Manifest.read(attempt_directory.parent / MANIFEST_NAME)
+    except CheckpointError:
+        return True
+    return attempt_name(manifest.attempt) == attempt_directory.name
+
+
+def _is_published(directory: Path) -> bool:
+    """Whether there is a manifest, readable or not."""
+    try:
+        (directory / MANIFEST_NAME).lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _inspect(step: int, directory: Path) -> CheckpointInfo:
+    manifest = None
     try:
         manifest = Manifest.read(directory / MANIFEST_NAME)
+        rejection = _rejection(directory)
     except CheckpointError as error:
-        return CheckpointInfo(step, directory, None, str(error))
-    rejection = _rejection(directory / REJECTED_NAME)
-    if rejection is not None:
+        return _with_problem(step, directory, manifest, error)
+    if rejection is not None and rejection.is_of(manifest):
         problem = f"checkpoint {directory} was rejected: {rejection.reason}"
         return CheckpointInfo(step, directory, manifest, problem, rejection)
     if manifest.step != step:
@@ -208,25 +308,33 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
     for record in manifest.files:
         path = directory / record.path
         try:
-            size = path.stat().st_size
-        except FileNotFoundError:
-            state = "is missing"
+            size = retried(path.stat, f"measuring {path}").st_size
         except OSError as error:
-            state = f"cannot be reached: {error.strerror or error}"
-        else:
-            if size == record.size_bytes:
-                continue
-            state = f"has {size} bytes instead of {record.size_bytes}"
-        return CheckpointInfo(step, directory, manifest, f"checkpoint file {path} {state}.")
+            return _with_problem(step, directory, manifest, explain(path, error, root=directory))
+        if size != record.size_bytes:
+            problem = f"checkpoint file {path} has {size} bytes instead of {record.size_bytes}."
+            return CheckpointInfo(step, directory, manifest, problem)
     return CheckpointInfo(step, directory, manifest, None)
 
 
-def _rejection(path: Path) -> Rejection | None:
-    """What was found before; a rejection that cannot be read any more is one for damage."""
+def _with_problem(step: int, directory: Path, manifest: Manifest | None, error: CheckpointError) -> CheckpointInfo:
+    out_of_reach = isinstance(error, CheckpointUnreadableError)
+    return CheckpointInfo(step, directory, manifest, str(error), unreadable=out_of_reach)
+
+
+def _rejection(directory: Path) -> Rejection | None:
+    """What was found before; one whose words are lost is one for damage.
+
+    Raises:
+        CheckpointUnreadableError: Whether the checkpoint was rejected cannot be read here and now.
+    """
+    path = directory / REJECTED_NAME
     try:
-        return Rejection(**json.loads(path.read_bytes()))
+        return Rejection(**json.loads(retried(path.read_bytes, f"reading {path}")))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError) as error:
+    except OSError as error:
+        raise unreadable(path, error, lost=f"If it is lost for good, remove {path}.") from error
+    except (ValueError, TypeError, RecursionError) as error:
         reason = f"{path.name} cannot be read ({error}), so why it was rejected is not known"
         return Rejection(kind="damage", reason=reason, time_unix_seconds=0.0)

@@ -10,12 +10,10 @@ import torch
 
 from cluster.checkpoint.catalog import CheckpointInfo
 from cluster.checkpoint.manifest import Manifest
-from cluster.checkpoint.reader import CheckpointReader
+from cluster.checkpoint.reader import CHUNK_ELEMENTS, CheckpointReader
 from cluster.engine import Fragment
 from cluster.errors import CheckpointError
 
-CHUNK_ELEMENTS = 4 * 1024 * 1024
-"""Elements that are held at a time: 16 MiB of fp32."""
 _FLOAT_BYTES = 4
 
 

@@ -3,7 +3,7 @@
 A copy is never trusted for where it lies: it stands for a file of a checkpoint only where its size and its hash are
 those in the manifest, which is always the storage's. Losing a copy, or having none, costs time and nothing else.
 
-    LOCAL/austen-1f3a9c0e/RUN                                                    path of the run's directory
+    LOCAL/austen-1f3a9c0e/.longhaul-run                                          path of the run's directory
     LOCAL/austen-1f3a9c0e/step-00000100/attempt-00001/rank-00000.safetensors     the same bytes as in the storage
 """
 
@@ -23,7 +23,7 @@ from cluster.checkpoint.manifest import step_directory
 
 logger = logging.getLogger(__name__)
 
-_MARKER = "RUN"
+_MARKER = ".longhaul-run"  # not a word that another program may use: a directory with it may be removed
 
 
 class LocalCopies:
@@ -36,9 +36,8 @@ class LocalCopies:
 
     def __init__(self, root: Path, run_directory: Path) -> None:
         self._run_directory = run_directory.absolute()
-        key = xxhash.xxh3_64_hexdigest(str(self._run_directory).encode())[:8]
         self._root = root
-        self._directory = root / f"{run_directory.name}-{key}"
+        self._directory = root / _name_of(self._run_directory)
         self._complained = False
 
     def path(self, step: int, relative: str) -> Path:
@@ -59,7 +58,7 @@ class LocalCopies:
         write = _Write(self.path(step, relative))
         try:
             write.path.parent.mkdir(parents=True, exist_ok=True)
-            (self._directory / _MARKER).write_text(str(self._run_directory))
+            (self._directory / _MARKER).write_bytes(os.fsencode(self._run_directory))
             write.open(size_bytes)
         except OSError as error:
             write.give_up(error)
@@ -87,9 +86,27 @@ class LocalCopies:
             kept = {step, max((other for other in steps if other < step), default=step)}
             for other in steps.keys() - kept:
                 shutil.rmtree(steps[other], ignore_errors=True)
-            for marker in self._root.glob(f"*/{_MARKER}"):
-                if not Path(marker.read_text()).is_dir():
+        with contextlib.suppress(OSError):
+            for marker in list(self._root.glob(f"*/{_MARKER}")):
+                if _is_of_a_run_that_is_no_more(marker):
                     shutil.rmtree(marker.parent, ignore_errors=True)
+
+
+def _name_of(run_directory: Path) -> str:
+    """Name of the directory of a run's copies: the run's name, and a key that tells runs of one name apart."""
+    return f"{run_directory.name}-{xxhash.xxh3_64_hexdigest(str(run_directory).encode())[:8]}"
+
+
+def _is_of_a_run_that_is_no_more(marker: Path) -> bool:
+    """Whether the copies beside a marker are ours, and the storage of their run is at hand and no longer holds it."""
+    try:
+        run_directory = Path(os.fsdecode(marker.read_bytes()))
+        if marker.parent.name != _name_of(run_directory):
+            return False
+        there = os.listdir(run_directory.parent)
+    except (OSError, ValueError):  # what cannot be read, or is no path, proves nothing
+        return False
+    return bool(there) and run_directory.name not in there  # empty: the place of a volume that is not mounted
 
 
 class _Write:

@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint.reach import explain
 from cluster.checkpoint.retry import retried
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointDamagedError, CheckpointError
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
 
@@ -73,16 +74,21 @@ class Manifest:
         """Read and check a manifest.
 
         Raises:
-            CheckpointError: It is absent, torn, altered or of an unknown version.
+            CheckpointDamagedError: It is absent, torn or altered.
+            CheckpointUnreadableError: It cannot be read here and now.
+            CheckpointError: It is of an unknown version.
         """
         try:
             data = retried(path.read_bytes, f"reading {path}")
+        except OSError as error:
+            raise explain(path, error, root=path.parent) from error
+        try:
             document = unseal(data, str(path))
             spelling = seal(document)
-        except (OSError, DataError, ValueError, RecursionError) as error:
-            raise CheckpointError(f"checkpoint manifest {path} cannot be used: {error}") from error
+        except (DataError, ValueError, RecursionError) as error:
+            raise CheckpointDamagedError(f"checkpoint manifest {path} cannot be used: {error}") from error
         if spelling != data:  # another spelling of the same values, which the checksum does not see
-            raise CheckpointError(
+            raise CheckpointDamagedError(
                 f"checkpoint manifest {path} cannot be used: its bytes are not those that were written. Restore it "
                 "from a copy."
             )

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 import xxhash
 
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointDamagedError, CheckpointError
 from data_pipeline.publish import BLOCK_BYTES, FileHashes
 
 _LENGTH_BYTES = 8
@@ -61,7 +61,7 @@ class RankFile:
 
     Raises:
         OSError: It cannot be opened or read.
-        CheckpointError: Its header is not one.
+        CheckpointDamagedError: Its header is not one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -77,7 +77,7 @@ class RankFile:
             self._read(memoryview(header), _LENGTH_BYTES)
             self._header = json.loads(header)
         except ValueError as error:
-            raise CheckpointError(f"checkpoint file {path} is no safetensors file: {error}") from error
+            raise CheckpointDamagedError(f"checkpoint file {path} is no safetensors file: {error}") from error
 
     def __del__(self) -> None:
         """Close the file."""
@@ -94,6 +94,7 @@ class RankFile:
 
         Raises:
             OSError: The file cannot be read.
+            CheckpointDamagedError: It ends before them.
             CheckpointError: It holds no such elements.
         """
         entry = self._header.get(key)
@@ -114,7 +115,7 @@ class RankFile:
         while done < len(target):
             count = os.preadv(self._descriptor, [target[done : done + _LONGEST_READ_BYTES]], position + done)
             if count == 0:
-                raise CheckpointError(f"checkpoint file {self._path} ends after {position + done} bytes.")
+                raise CheckpointDamagedError(f"checkpoint file {self._path} ends after {position + done} bytes.")
             done += count
 
 

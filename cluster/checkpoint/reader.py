@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -10,11 +11,13 @@ import torch
 
 from cluster.checkpoint.manifest import Manifest, Piece, tensor_key
 from cluster.checkpoint.rank_file import RankFile
+from cluster.checkpoint.reach import explain
 from cluster.checkpoint.retry import retried
 from cluster.engine import MASTER, Fragment
 from cluster.errors import CheckpointError
 
-_CHUNK_ELEMENTS = 4 * 1024 * 1024  # 16 MiB of host memory for tensors of another device
+CHUNK_ELEMENTS = 4 * 1024 * 1024
+"""Elements of a tensor of another device or kind that are held in host memory at a time: 16 MiB of fp32."""
 
 
 class CheckpointReader:
@@ -47,7 +50,7 @@ class CheckpointReader:
     def whole(self, name: str, state: str = MASTER) -> torch.Tensor:
         """A parameter's master (or another state) in its own shape, fp32 on the CPU."""
         piece = self._pieces(name)[0]
-        fragment = Fragment(name, piece.group, piece.shape, 0, _numel(piece.shape))
+        fragment = Fragment(name, piece.group, piece.shape, 0, math.prod(piece.shape))
         return self.read(fragment, state).reshape(piece.shape)
 
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
@@ -55,6 +58,8 @@ class CheckpointReader:
 
         Raises:
             CheckpointError: The parameter is absent, has another shape, or its pieces leave a gap.
+            CheckpointDamagedError: A file is not what was written.
+            CheckpointUnreadableError: A file cannot be read here and now.
         """
         target = torch.empty(fragment.length, dtype=torch.float32)
         self.read_into(fragment, state, target)
@@ -98,16 +103,15 @@ class CheckpointReader:
 
     def _fill(self, target: torch.Tensor, piece: Piece, key: str, start: int) -> None:
         if target.device.type != "cpu" or target.dtype != torch.float32 or not target.is_contiguous():
-            for first in range(0, len(target), _CHUNK_ELEMENTS):
-                chunk = torch.empty(min(_CHUNK_ELEMENTS, len(target) - first), dtype=torch.float32)
+            for first in range(0, len(target), CHUNK_ELEMENTS):
+                chunk = torch.empty(min(CHUNK_ELEMENTS, len(target) - first), dtype=torch.float32)
                 self._fill(chunk, piece, key, start + first)
                 target[first : first + len(chunk)].copy_(chunk)
             return
         try:
             retried(partial(self._try_to_fill, target, piece, key, start), f"reading {piece.file} at {key}")
         except OSError as error:
-            path = self._directory / piece.file
-            raise CheckpointError(f"checkpoint file {path} cannot be read at {key}: {error}") from error
+            raise explain(self._directory / piece.file, error, root=self._directory) from error
 
     def _try_to_fill(self, target: torch.Tensor, piece: Piece, key: str, start: int) -> None:
         if piece.file not in self._open:
@@ -117,10 +121,3 @@ class CheckpointReader:
         except OSError:
             del self._open[piece.file]  # a stale handle does not recover: the next try opens the file anew
             raise
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total

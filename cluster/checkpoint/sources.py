@@ -9,14 +9,13 @@ is not found by a restart, and harms none; `checkpoint verify` reads the storage
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.checkpoint.catalog import CheckpointInfo, reject, verify
+from cluster.checkpoint.catalog import CheckpointInfo, reject_if_possible, verify
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import FileRecord
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointDamagedError, CheckpointError, CheckpointUnreadableError
 from data_pipeline.publish import file_hashes
 
 
@@ -34,20 +33,22 @@ class VerifiedFiles:
         self._records = {record.path: record for record in info.manifest.files} if info.manifest is not None else {}
         self._good: dict[str, Path] = {}
         self._vouched: frozenset[str] = frozenset()
+        self._rank = 0
 
-    def verify_share(self, rank: int, world_size: int) -> str | None:
+    def verify_share(self, rank: int, world_size: int) -> CheckpointError | None:
         """Hash this rank's share of the files; the ranks together hash all of them.
 
         Returns:
-            What is wrong with them, or None.
+            What is wrong with them, or None: damage, or that one cannot be read here and now, which proves nothing.
         """
+        self._rank = rank
         if self._info.manifest is None or self._info.problem is not None:
-            return self._info.problem
+            return self._info.error()
         try:
             for record in self._info.manifest.files[rank::world_size]:
                 self._good[record.path] = self._find(record)
         except CheckpointError as error:
-            return str(error)
+            return error
         return None
 
     def found_in_storage(self) -> list[float]:
@@ -62,14 +63,14 @@ class VerifiedFiles:
         """Where to read a file.
 
         Raises:
-            CheckpointError: No copy of it is whole; the checkpoint was rejected, for the next attempt.
+            CheckpointDamagedError: No copy of it is whole; the checkpoint was rejected, for the next attempt.
+            CheckpointUnreadableError: It cannot be read here and now.
         """
         if relative not in self._good:
             try:
                 self._good[relative] = self._find(self._records[relative])
-            except CheckpointError as error:
-                with contextlib.suppress(OSError):
-                    reject(self._info, str(error), kind="damage")
+            except CheckpointDamagedError as error:
+                reject_if_possible(self._info, str(error), kind="damage")
                 raise
         return self._good[relative]
 
@@ -79,7 +80,10 @@ class VerifiedFiles:
             if _is_good(copy, record):
                 return copy
         if record.path not in self._vouched:
-            verify(self._info, [record])
+            try:
+                verify(self._info, [record])
+            except CheckpointUnreadableError as error:
+                raise CheckpointUnreadableError(f"rank {self._rank}: {error}") from error
         return self._stored(record.path)
 
     def _stored(self, relative: str) -> Path:

@@ -150,13 +150,16 @@ class CheckpointWriter:
         """Whether a checkpoint in flight still lacks the loss of the next batch."""
         return self._save is not None and not self._save.next_loss_known.is_set()
 
-    def finish(self) -> None:
-        """Wait for the checkpoint in flight, at the end of a run. Collective.
+    def finish(self, *, last: bool = True) -> None:
+        """Wait for the checkpoint in flight. Collective.
+
+        Args:
+            last: Whether nothing is saved after it by this command, so that a failure is an error.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: It could not be written, and was the last one or the second in a row.
         """
-        self._settle(failures_allowed=0)
+        self._settle(failures_allowed=0 if last else _FAILURES_ALLOWED)
         self._spare = ()
 
     def close(self, timeout_seconds: float = 60.0) -> None:
@@ -205,7 +208,7 @@ class CheckpointWriter:
             f"the checkpoint of step {save.step} could not be written to {save.directory}: {_explain(error)}."
         )
         logger.error("%s", save.problem)
-        if catalog.published_attempt(save.directory.parent) != save.directory.name:
+        if not catalog.may_be_published(save.directory):
             shutil.rmtree(save.directory, ignore_errors=True)
 
     def _write_rank(self, save: _Save) -> None:
@@ -263,17 +266,20 @@ class CheckpointWriter:
                 self._hooks.before_publish()  # before every try: in the meantime another attempt may have begun
             except OSError as error:  # not tried again: a second fsync after one that failed proves nothing
                 raise StorageError(f"the run's record is not durable: {_explain(error)}") from error
-            (save.directory.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)
             write_atomically(target, content)
 
         self._retried(save, publish, target)
         self._whole_bytes = manifest.size_bytes
-        self._hooks.on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
         try:
+            self._hooks.on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
+        except OSError as error:  # the checkpoint is whole and public: no failure of it
+            logger.warning("that step %d was saved could not be noted in the run: %s", save.step, _explain(error))
+        try:
+            (target.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)  # it meant the manifest before
             for rank in range(self._world_size):  # all that they say is in the manifest now
                 part.index_path(save.directory, rank).unlink(missing_ok=True)
             catalog.apply_retention(self._run_directory, self._policy)
-        except OSError as error:
+        except (OSError, CheckpointError) as error:
             logger.warning("old checkpoints of %s could not be removed: %s", self._run_directory, error)
 
     def _collect(self, save: _Save) -> list[dict[str, Any]]:

@@ -160,10 +160,18 @@ class Cluster:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _start_node(self, *arguments: str) -> subprocess.Popen[bytes]:
-        ray = Path(sys.executable).with_name("ray")
+        ray, agent = Path(sys.executable).with_name("ray"), free_port()
         log = (self.directory / f"node-{len(self.nodes)}.log").open("wb")
         node = subprocess.Popen(
-            [str(ray), "start", "--block", "--disable-usage-stats", *arguments],
+            # The agent is what takes jobs: on one port for all clusters of a machine, unless told otherwise.
+            [
+                str(ray),
+                "start",
+                "--block",
+                "--disable-usage-stats",
+                f"--dashboard-agent-listen-port={agent}",
+                *arguments,
+            ],
             stdout=log,
             stderr=subprocess.STDOUT,
             env=self.environment,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,8 +35,9 @@ NEVER = -1
 class Poison:
     """Makes every batch that holds a sequence give a wrong loss and gradients, whatever the step."""
 
-    def __init__(self, factor: float, sequences: tuple[int, ...] = (BAD_SEQUENCE,)) -> None:
+    def __init__(self, factor: float, sequences: tuple[int, ...] = (BAD_SEQUENCE,), *, what: str = "loss") -> None:
         self._factor = factor
+        self._loss_too = what == "loss"
         self._sequences = set(sequences)
         self._bad = False
 
@@ -51,7 +53,7 @@ class Poison:
         def poisoned(batch: MicroBatch, scale: torch.Tensor) -> LossSums:
             factor = self._factor if self._bad else 1.0
             sums = accumulate(batch, scale * factor)
-            return LossSums(sums.loss_sum * factor, sums.weight_sum)
+            return LossSums(sums.loss_sum * factor if self._loss_too else sums.loss_sum, sums.weight_sum)
 
         engine.accumulate = poisoned  # type: ignore[method-assign]
         return engine
@@ -153,6 +155,8 @@ def test_suspect_checkpoint_is_left_when_other_batches_give_the_alarm_too(datase
     assert rolled_back == [8, 4]
     (rejected,) = [event for event in link.events() if event["event"] == "checkpoint_rejected"]
     assert rejected["step"] == 8
+    skipped = [(event["start"], event["stop"]) for event in link.events() if event["event"] == "samples_skipped"]
+    assert skipped == [(48, 54), (42, 60)]  # step 8's batch too: with it the state would only come to be again
     assert "a second time" in rejected["reason"]
 
 
@@ -184,6 +188,45 @@ def test_skipped_update_is_skipped_again_when_resumed_from_before_it(dataset: Pa
     link = train_poisoned(config, Poison(10.0))
     assert next(event for event in link.events() if event["event"] == "resumed")["from_step"] == 8
     assert record_of(config) == record_of(undisturbed)
+
+
+@pytest.mark.parametrize("what", ["loss", "gradients"])
+def test_run_is_the_same_when_resumed_before_a_skipped_update_that_is_sound_this_time(
+    what: str, dataset: Path, tmp_path: Path
+) -> None:
+    config = healed_run(tmp_path, dataset, non_finite="skip", spike_window_steps=128)
+    kill_attempt(config, 12, observe=(poison := Poison(math.nan, what=what)).observe, build_engine=poison.build)
+    attempt_alone(config)  # the glitch does not come back, the decision does
+    undisturbed = healed_run(tmp_path / "b", dataset, non_finite="skip", spike_window_steps=128)
+    train_poisoned(undisturbed, Poison(math.nan, what="gradients"))
+    after = [row for row in record_of(config) if row["step"] > BAD_STEP]
+    assert after == [row for row in record_of(undisturbed) if row["step"] > BAD_STEP]
+
+
+def test_checkpoint_of_an_abandoned_course_is_passed_over_when_it_comes_back(
+    forewarned: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    course = healed_run(tmp_path / "course", dataset)
+    attempt_alone(course)
+    config = healed_run(tmp_path, dataset)
+    poison = Poison(math.nan)
+    kill_attempt(config, 15, observe=poison.observe, build_engine=poison.build)
+    checkpoints = tmp_path / "tiny" / "checkpoints"
+    shutil.copytree(tmp_path / "course" / "tiny" / "checkpoints" / "step-00000016", checkpoints / "step-00000016")
+    link = attempt_alone(config)
+    (rejected,) = [event for event in link.events() if event["event"] == "checkpoint_rejected"]
+    assert "goes on with other batches" in rejected["reason"]
+    assert record_of(config) == record_of(forewarned)
+
+
+def test_rollback_is_told_by_the_next_attempt_when_a_kill_kept_it_from_the_record(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config = healed_run(tmp_path, dataset)
+    poison = Poison(math.nan)
+    kill_attempt(config, 14, observe=poison.observe, build_engine=poison.build)
+    told = [event["event"] for event in attempt_alone(config).events()]
+    assert told[:3] == ["resumed", "rolled_back", "samples_skipped"]
 
 
 def test_spike_is_only_told_when_healing_warns(dataset: Path, tmp_path: Path) -> None:

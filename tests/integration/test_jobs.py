@@ -226,7 +226,7 @@ def test_following_resumes_where_it_was_when_the_connection_is_cut(cluster: Clus
         through = Jobs(wire.url)
         written: list[str] = []
         said: list[str] = []
-        end = through.follow(through.get(job), written.append, said.append)
+        end = through.follow(jobs.get(job), written.append, said.append)
     finally:
         wire.close()
     assert (end.status, wire.broken) == ("SUCCEEDED", 2)

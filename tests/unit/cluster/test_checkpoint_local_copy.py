@@ -23,7 +23,7 @@ from cluster.checkpoint import (
 )
 from cluster.config import CheckpointConfig
 from cluster.engine import MASTER, Fragment
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointDamagedError, CheckpointError
 
 WHOLE_FRAGMENT = Fragment("weight", "decay", SHAPE, 0, 35)
 
@@ -110,7 +110,7 @@ def test_damage_in_the_storage_is_found_when_only_another_node_has_the_copy(
 ) -> None:
     info = save_both(run, local, 1)
     scribble(stored(info)[0])
-    with pytest.raises(CheckpointError, match="was altered"):  # node 0 vouches by its copy, node 1 has none
+    with pytest.raises(CheckpointDamagedError, match="was altered"):  # node 0 vouches by its copy, node 1 has none
         load(info, LocalCopies(local, run), LocalCopies(tmp_path / "other", run))
     assert list_checkpoints(run)[0].problem is not None  # the next attempt takes another
 
@@ -146,6 +146,38 @@ def test_copies_of_a_run_that_is_no_more_are_removed_when_another_saves(run: Pat
     other.mkdir()
     save_both(other, local, 1)
     assert [path.name.rsplit("-", 1)[0] for path in local.iterdir()] == ["other"]
+
+
+def _save_another(run: Path, local: Path) -> None:
+    """Another run, in another storage, whose copies are in the same place; with that, old ones are removed."""
+    other = run.parents[1] / "other-storage" / "other"
+    other.mkdir(parents=True)
+    save_both(other, local, 1)
+
+
+@pytest.mark.parametrize("emptied", [False, True])
+def test_copies_of_a_run_stay_when_its_storage_is_not_mounted(emptied: bool, run: Path, local: Path) -> None:
+    info = save_both(run, local, 1)
+    run.parent.rename(run.parent.with_name("unmounted"))
+    if emptied:
+        run.parent.mkdir()  # the mount point is there, and nothing on it
+    _save_another(run, local)
+    assert all(path.exists() for path in copied(run, local, info))
+
+
+@pytest.mark.parametrize("marker", ["RUN", ".longhaul-run"])
+@pytest.mark.parametrize("text", ["7", "/nowhere/austen", "", "a\0b"])
+def test_directory_of_another_program_stays_when_copies_share_its_place(
+    marker: str, text: str, run: Path, local: Path
+) -> None:
+    (local / "austen").mkdir(parents=True)
+    (local / "austen" / marker).write_text(text)
+    run.with_name("austen").mkdir()
+    (local / "simulation").mkdir()
+    (local / "simulation" / marker).write_text(str(run.with_name("gone")))
+    save_both(run, local, 1)
+    assert (local / "austen" / marker).exists()
+    assert (local / "simulation" / marker).exists()
 
 
 def test_two_runs_of_one_name_do_not_share_copies(run: Path, local: Path, tmp_path: Path) -> None:
@@ -199,4 +231,4 @@ def test_no_half_copy_is_left_when_the_storage_fails(run: Path, local: Path, mon
     monkeypatch.setattr("cluster.checkpoint.rank_file.os.fsync", full)
     with pytest.raises(Exception, match="the storage is full"):
         save_both(run, local, 1, cuts=(0, 35))
-    assert [path.name for path in local.rglob("*") if path.is_file()] == ["RUN"]
+    assert [path.name for path in local.rglob("*") if path.is_file()] == [".longhaul-run"]

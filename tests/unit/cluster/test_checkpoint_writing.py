@@ -12,7 +12,14 @@ import pytest
 import torch
 from checkpoints import SHAPE, WHOLE, save, states
 
-from cluster.checkpoint import CheckpointReader, CheckpointWriter, find_checkpoint, list_checkpoints, verify
+from cluster.checkpoint import (
+    CheckpointReader,
+    CheckpointWriter,
+    WriterHooks,
+    find_checkpoint,
+    list_checkpoints,
+    verify,
+)
 from cluster.checkpoint import part as part_module
 from cluster.checkpoint.retry import TRANSIENT, Backoff, retried
 from cluster.config import CheckpointConfig
@@ -197,6 +204,17 @@ def test_checkpoint_is_not_published_when_a_part_was_altered_after_it_was_handed
     assert list_checkpoints(tmp_path) == []
 
 
+def test_checkpoint_is_no_failure_when_only_its_note_in_the_run_could_not_be_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(event: dict[str, Any]) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    save(tmp_path, 1, cuts=(0, 35), hooks=WriterHooks(on_saved=refuse))
+    verify(find_checkpoint(tmp_path))
+    assert "that step 1 was saved could not be noted in the run: the storage is full" in caplog.messages
+
+
 def test_only_tensors_and_the_manifest_are_left_when_published(tmp_path: Path) -> None:
     save(tmp_path, 1)
     directory = find_checkpoint(tmp_path).directory
@@ -229,7 +247,7 @@ def test_next_snapshot_takes_the_memory_of_the_last_one_when_that_is_written(tmp
 
 
 def test_reader_fills_tensors_of_another_kind_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.checkpoint.reader._CHUNK_ELEMENTS", 4)
+    monkeypatch.setattr("cluster.checkpoint.reader.CHUNK_ELEMENTS", 4)
     save(tmp_path, 1)
     info = find_checkpoint(tmp_path)
     assert info.manifest is not None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,12 +13,12 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.checkpoint import CheckpointWriter, list_checkpoints, reject
+from cluster.checkpoint import CheckpointWriter, find_checkpoint, list_checkpoints, reject
 from cluster.collectives import Collectives
 from cluster.config import CheckpointConfig, RunConfig
 from cluster.continuation import load_newest
 from cluster.engine import MASTER, Fragment, FragmentState
-from cluster.errors import CheckpointError
+from cluster.errors import CheckpointError, CheckpointUnreadableError
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig
 
@@ -27,10 +30,7 @@ def run(tmp_path: Path) -> Path:
     """A run whose one checkpoint was rejected."""
     directory = tmp_path / "run"
     directory.mkdir()
-    writer = CheckpointWriter(directory, attempt=1, rank=0, world_size=1, policy=CheckpointConfig())
-    writer.save(4, [FragmentState(Fragment("weight", "decay", (3,), 0, 3), {MASTER: torch.zeros(3)}, {})], {})
-    writer.next_loss(2.0)
-    writer.finish()
+    _save(directory, 4)
     reject(list_checkpoints(directory)[0], REASON, kind="loss")
     return directory
 
@@ -41,20 +41,42 @@ def events_of_attempt(run: Path) -> Callable[[], list[dict[str, Any]]]:
 
     def attempt() -> list[dict[str, Any]]:
         posted: list[dict[str, Any]] = []
-        unused: Any = None
         with pytest.raises(CheckpointError, match="no checkpoint of run"):
-            load_newest(
-                unused,
-                unused,
-                config=RunConfig(name=run.name, storage=str(run.parent), data=DataConfig(dataset="unused")),
-                plan=unused,
-                topology=Topology(),
-                collectives=Collectives(),
-                post=posted.append,
-            )
+            _continue(run, posted)
         return posted
 
     return attempt
+
+
+def _save(run: Path, step: int) -> None:
+    writer = CheckpointWriter(run, attempt=1, rank=0, world_size=1, policy=CheckpointConfig())
+    writer.save(step, [FragmentState(Fragment("weight", "decay", (3,), 0, 3), {MASTER: torch.zeros(3)}, {})], {})
+    writer.next_loss(2.0)
+    writer.finish()
+
+
+def _continue(run: Path, posted: list[dict[str, Any]], collectives: Collectives | None = None) -> None:
+    unused: Any = None
+    load_newest(
+        unused,
+        unused,
+        config=RunConfig(name=run.name, storage=str(run.parent), data=DataConfig(dataset="unused")),
+        plan=unused,
+        topology=Topology(),
+        collectives=collectives or Collectives(),
+        post=posted.append,
+    )
+
+
+def _tensors(run: Path, step: int) -> Path:
+    info = find_checkpoint(run, step)
+    assert info.manifest is not None
+    return info.directory / info.manifest.files[0].path
+
+
+def _scribble(path: Path) -> None:
+    """Other bytes, as many as before."""
+    path.write_bytes(bytes(byte ^ 0xFF for byte in path.read_bytes()))
 
 
 def _record_event(run: Path, reason: str) -> None:
@@ -82,3 +104,70 @@ def test_rejection_is_posted_when_the_record_has_only_an_earlier_one_of_the_step
 ) -> None:
     _record_event(run, "a file was cut short")
     assert len(events_of_attempt()) == 1
+
+
+class _WithAnotherRank(Collectives):
+    """Of two ranks, the other one having found damage."""
+
+    def first_error(self, error: str | None) -> str | None:
+        """The other rank's, where it is asked for first."""
+        return error if error is not None else "a byte was flipped"
+
+
+def _refuse_to_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> Any:
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("cluster.checkpoint.catalog.file_hashes", refuse)
+
+
+def test_attempt_ends_and_rejects_nothing_when_the_newest_checkpoint_cannot_be_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for step in (6, 8):
+        _save(run, step)
+    _refuse_to_read(monkeypatch)
+    posted: list[dict[str, Any]] = []
+    with pytest.raises(CheckpointUnreadableError, match=r"^rank 0: .*step-00000008/.* on node .*: Permission denied\."):
+        _continue(run, posted)
+    assert posted == []
+    assert [info.step for info in list_checkpoints(run) if info.problem is None] == [6, 8]
+
+
+def test_attempt_ends_when_the_newest_checkpoint_cannot_even_be_measured(run: Path) -> None:
+    for step in (6, 8):
+        _save(run, step)
+    path = _tensors(run, 8)
+    path.rename(path.with_name("kept"))
+    path.symlink_to(path.name)
+    with pytest.raises(CheckpointUnreadableError, match=r"^rank 0: .*step-00000008/.*symbolic links"):
+        _continue(run, [])
+
+
+def test_checkpoint_is_rejected_when_one_rank_has_proven_damage_and_another_cannot_read(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _save(run, 6)
+    _refuse_to_read(monkeypatch)
+    posted: list[dict[str, Any]] = []
+    with pytest.raises(CheckpointError, match="no checkpoint of run"):
+        _continue(run, posted, _WithAnotherRank())
+    assert [(row["step"], row["reason"]) for row in posted] == [(6, "a byte was flipped")]
+
+
+def test_checkpoints_before_are_looked_at_when_a_rejection_cannot_be_written(
+    run: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (6, 8):
+        _save(run, step)
+        _scribble(_tensors(run, step))
+
+    def read_only(path: Path, data: bytes) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("cluster.checkpoint.catalog.write_atomically", read_only)
+    posted: list[dict[str, Any]] = []
+    with caplog.at_level(logging.WARNING), pytest.raises(CheckpointError, match="no checkpoint of run"):
+        _continue(run, posted)
+    assert [row["step"] for row in posted] == [8, 6]
+    assert "step-00000008 is passed over and could not be marked as rejected: Read-only" in caplog.messages[0]

@@ -19,7 +19,6 @@ from cluster.faults import (
     classify,
     follows_another,
     kind_of_error,
-    micro_batch_size,
     root_cause,
     rule,
 )
@@ -243,7 +242,24 @@ def test_error_that_a_retry_would_meet_again_ends_the_run_in_its_own_words() -> 
     assert ruling == Ruling(decision="end", reason="the disk is full. Make room.")
 
 
-@pytest.mark.parametrize(("asked", "size"), [(8, 4), (16, 4), (6, 6), (2, 2)])
-def test_micro_batch_that_ran_out_of_memory_is_not_taken_again(asked: int, size: int) -> None:
-    assert micro_batch_size(asked, {"failed": 8, "taken": 4}) == size
-    assert micro_batch_size(asked, None) == asked
+@pytest.mark.parametrize(("budget", "decisions"), [(-1, ["retry"] * 5), (2, ["retry", "retry", "end"])])
+def test_budget_alone_decides_when_memory_runs_out_at_one_step_again_and_again(
+    budget: int, decisions: list[str]
+) -> None:
+    causes = [failure("out_of_memory")] * len(decisions)
+    assert [each.decision for each in rulings(causes, FaultsConfig(max_out_of_memory=budget))] == decisions
+
+
+def test_micro_batch_stays_when_memory_ran_out_before_the_first_step() -> None:
+    faults = FaultsConfig(max_out_of_memory=1, on_oom="halve_micro_batch")
+    first, second = rulings([failure("out_of_memory", step=None)] * 2, faults)
+    assert first == Ruling(decision="retry")
+    assert second.decision == "end"
+    assert "before the first step, whatever the micro-batch" in second.reason
+
+
+@pytest.mark.parametrize(("elastic", "decision"), [(True, "refit"), (False, "retry")])
+def test_workers_start_on_other_terms_when_nodes_came_or_went(elastic: bool, decision: str) -> None:
+    terms = Terms(micro_batch_size=8, elastic=elastic, nodes_changed=True)
+    (ruling,) = rulings([failure("lost_worker")], FaultsConfig(), terms)
+    assert ruling.decision == decision

@@ -135,6 +135,14 @@ def test_culprit_is_ended_and_its_node_avoided(bench: Bench) -> None:
     assert [line.split()[-1] for line in failure.traceback.splitlines()] == ["first):", "nap", "train_worker"]
 
 
+def test_culprit_is_ended_when_the_storage_takes_no_stacks(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    (bench.directory / "stacks").write_text("no directory")
+    bench.hang(bench.waiting, bench.asleep)
+    assert bench.ended == [1]
+    assert bench.events[0]["stacks"] is None
+    assert "x.py:3 in nap" in caplog.text  # they are in the log instead
+
+
 def test_another_rank_is_ended_when_the_culprit_is_out_of_reach(bench: Bench) -> None:
     bench.out_of_reach = {"bb"}
     bench.hang(bench.waiting)

@@ -16,6 +16,7 @@ from cluster.healing import (
     Rollback,
     check_rollbacks,
     first_skipped_step,
+    of_another_history,
 )
 from data_pipeline.skip_ledger import SkipLedger
 
@@ -24,7 +25,7 @@ CALM = [3.0, 3.1, 2.9, 3.05, 2.95, 3.02, 2.98, 3.0]
 
 def watch(**settings: object) -> HealthWatch:
     config = HealingConfig(spike_window_steps=8, **{"loss_spike": "rollback", **settings})  # type: ignore[arg-type]
-    return HealthWatch(config, losses=CALM, run="austen")
+    return HealthWatch(config, memory={"losses": CALM}, run="austen")
 
 
 def alarm(step: int = 50) -> Anomaly:
@@ -62,7 +63,7 @@ def test_nothing_is_a_spike_until_half_of_the_window_is_there() -> None:
 
 
 def test_flat_curve_has_no_spikes_when_it_moves_by_rounding() -> None:
-    flat = HealthWatch(HealingConfig(spike_window_steps=4, loss_spike="rollback"), losses=[2.0, 2.0, 2.0, 2.0])
+    flat = HealthWatch(HealingConfig(spike_window_steps=4, loss_spike="rollback"), memory={"losses": [2.0] * 4})
     assert flat.judge_loss(5, 2.0001) is None
 
 
@@ -75,9 +76,10 @@ def test_level_that_lasts_becomes_normal() -> None:
 
 def test_decision_made_before_is_made_again_whatever_the_loss() -> None:
     config = HealingConfig(spike_window_steps=8)
-    anomaly = HealthWatch(config, losses=CALM, withheld=[9]).judge_loss(9, 3.0)
+    anomaly = HealthWatch(config, memory={"losses": CALM[:2]}, withheld=[9]).judge_loss(9, 3.0)
     assert anomaly is not None
-    assert anomaly.action == "skip"
+    assert (anomaly.action, anomaly.kind) == ("skip", "decided_before")
+    assert str(anomaly) == "the update of step 9 was left out when the step was first made"
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradients"])
@@ -109,12 +111,44 @@ def test_judgements_are_the_same_when_the_window_is_restored(losses: list[float]
     before = HealthWatch(config)
     for step, loss in enumerate(losses[:cut]):
         before.judge_loss(step, loss)
-    after = HealthWatch(config, losses=before.losses)
+    after = HealthWatch(config, memory=before.memory())
     assert [after.judge_loss(cut + step, loss) for step, loss in enumerate(losses[cut:])] == expected[cut:]
 
 
+def test_updates_left_out_in_a_row_are_counted_on_when_the_run_is_resumed() -> None:
+    before = watch(non_finite="skip")
+    for step in range(WITHHELD_IN_A_ROW - 1):
+        before.judge_loss(step, math.nan)
+    after = HealthWatch(HealingConfig(non_finite="skip"), memory=before.memory())
+    with pytest.raises(TrainingFailedError, match="one after the other"):
+        after.judge_loss(50, math.nan)
+
+
+def test_step_is_told_once_when_loss_and_gradients_are_not_finite() -> None:
+    warned = watch(non_finite="warn")
+    assert warned.judge_loss(9, math.nan) is not None
+    assert warned.judge_gradients(9, math.nan, math.nan) is None
+
+
+@pytest.mark.parametrize(
+    ("known", "other"),
+    [
+        (Decisions(skips=SkipLedger().add(60, 66), withheld=(4,)), False),
+        (Decisions(skips=SkipLedger().add(60, 66), withheld=()), True),
+        (Decisions(withheld=(4,)), True),
+    ],
+)
+def test_checkpoint_is_of_another_history_when_it_lacks_what_was_decided_before_it(
+    known: Decisions, other: bool
+) -> None:
+    decided = Decisions(skips=SkipLedger().add(60, 66).add(90, 96), withheld=(4, 20))
+    assert of_another_history(decided, known, step=12, position=78) == other
+
+
 def test_decisions_are_what_they_were_when_read_back() -> None:
-    decisions = Decisions(skips=SkipLedger().add(60, 66), withheld=(4, 9), rollbacks=(Rollback(step=11, to_step=8),))
+    decisions = Decisions(
+        skips=SkipLedger().add(60, 66), withheld=(4, 9), rollbacks=(Rollback(step=11, to_step=8, start=60, stop=66),)
+    )
     assert Decisions.of({"healing": decisions.to_json()}, HealingConfig()) == decisions
 
 
@@ -124,9 +158,9 @@ def test_decisions_begin_with_the_sequences_that_the_configuration_leaves_out() 
 
 
 def test_rollbacks_are_refused_when_there_were_enough_near_by() -> None:
-    near = tuple(Rollback(step=step, to_step=40) for step in (45, 48, 52))
+    near = tuple(Rollback(step=step, to_step=40, start=0, stop=1) for step in (45, 48, 52))
     config = HealingConfig(max_rollbacks=3)
-    far = Decisions(rollbacks=(*near[:2], Rollback(step=200, to_step=190)))
+    far = Decisions(rollbacks=(*near[:2], Rollback(step=200, to_step=190, start=0, stop=1)))
     check_rollbacks(far, alarm(), config=config, every_steps=10)
     with pytest.raises(
         TrainingFailedError, match=r"rolled back 3 times near there already \(alarms at steps 45, 48, 52"
@@ -138,4 +172,4 @@ def test_rollbacks_are_refused_when_there_were_enough_near_by() -> None:
 def test_batches_left_out_end_with_the_alarm_and_begin_after_the_checkpoint(
     batches: int, to_step: int, first: int
 ) -> None:
-    assert first_skipped_step(alarm(50), to_step, HealingConfig(rollback_batches=batches)) == first
+    assert first_skipped_step(50, to_step, HealingConfig(rollback_batches=batches)) == first

@@ -132,11 +132,21 @@ def test_case_is_closed_without_a_cause_when_none_is_found(scene: Scene) -> None
 
 
 def test_case_comes_at_once_when_a_worker_knows_that_a_retry_is_in_vain(scene: Scene) -> None:
-    scene.inquest.take({"type": "fatal", "text": "the disk is full"})
+    scene.inquest.take({"type": "fatal", "text": "the disk is full", "rank": 0, "pid": 10})
     scene.fails(raised(0, "NotRetriedError: the disk is full"))
     case = scene.case(0.0)
     assert case is not None
     assert case.fatal == "the disk is full"
+
+
+@pytest.mark.parametrize("pid", [10, 99])
+def test_fatal_words_of_an_earlier_group_end_nothing_when_they_come_late(scene: Scene, pid: int) -> None:
+    late = {"type": "fatal", "text": "the disk is full", "rank": 0, "pid": pid}
+    scene.inquest.close()
+    scene.inquest.take(late)
+    scene.seat(first_pid=20)
+    scene.inquest.take(late)
+    assert scene.inquest.fatal is None
 
 
 def test_step_of_a_silent_rank_is_that_of_its_last_heartbeat(scene: Scene) -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import logging
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -106,6 +109,62 @@ def test_holder_that_was_taken_for_dead_is_told(tmp_path: Path, monkeypatch: pyt
         with pytest.raises(RunBusyError, match=r"taken over by process 1 on elsewhere.*goes on there"):
             mine.check()
     assert newest_record(tmp_path) == foreign(token=2)  # giving back changes nothing of another's
+
+
+class Storage:
+    """Reads of lease files that fail while the test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+        self.fails = False
+        real = getattr(lease_module, name)
+
+        def read(*arguments: Any) -> Any:
+            if self.fails:
+                raise OSError(errno.ESTALE, "Stale file handle")
+            return real(*arguments)
+
+        monkeypatch.setattr(lease_module, name, read)
+
+
+@pytest.mark.parametrize("name", ["_read", "_tokens"])
+def test_lease_stands_when_it_cannot_be_read_for_a_while(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = Storage(monkeypatch, name)
+    with hold(tmp_path) as mine:
+        storage.fails = True
+        with caplog.at_level(logging.WARNING):
+            mine.check()
+            mine.check()
+        storage.fails = False
+        mine.check()
+        assert [record.getMessage() for record in caplog.records] == [
+            f"the lease of {tmp_path} cannot be read now: Stale file handle"
+        ]
+        write(tmp_path, foreign(token=2))
+        with pytest.raises(RunBusyError, match="taken over"):
+            mine.check()
+
+
+def test_holder_is_told_when_its_lease_is_gone(tmp_path: Path) -> None:
+    with hold(tmp_path) as mine:
+        (tmp_path / "lease" / "0000000001.json").unlink()
+        with pytest.raises(RunBusyError, match="taken over by another command"):
+            mine.check()
+
+
+def test_nothing_is_raised_when_a_lease_is_given_back_to_a_storage_that_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = Storage(monkeypatch, "_read")
+    with hold(tmp_path):
+        storage.fails = True
+
+
+def test_storage_that_cannot_be_listed_is_told_from_a_run_that_nobody_held(tmp_path: Path) -> None:
+    (tmp_path / "lease").write_text("no directory")
+    with pytest.raises(NotADirectoryError):
+        holds(tmp_path, "anyone")
 
 
 def test_holder_renews_its_lease(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 from markdown_it import MarkdownIt
 
+from cluster.checkpoint import Manifest, list_checkpoints, reject
+from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.config import RunConfig, TrainConfig
 from cluster.failure import FailureKind, WorkerFailure
 from cluster.post_mortem import write_post_mortem
@@ -79,7 +81,17 @@ def run(dataset: Path, tmp_path: Path) -> Path:
     for step in (40, 50):
         checkpoint = directory / "checkpoints" / f"step-{step:08d}"
         checkpoint.mkdir(parents=True)
-        (checkpoint / "MANIFEST.json").write_text("{}")
+        manifest = Manifest(
+            step=step,
+            attempt=1,
+            created_unix_seconds=T0 + step,
+            next_batch_loss=None,
+            run={},
+            state_names=(),
+            pieces={},
+            files=(),
+        )
+        (checkpoint / MANIFEST_NAME).write_bytes(manifest.to_bytes())
     return directory
 
 
@@ -182,13 +194,31 @@ def test_page_says_so_when_the_documents_cannot_be_told(run: Path, change: str) 
 
 
 def test_page_says_what_was_saved_and_what_is_to_be_made_again(run: Path) -> None:
-    (run / "checkpoints" / "step-00000050" / "REJECTED.json").write_text("{}")
+    reject(list_checkpoints(run)[-1], "another loss", kind="loss")
     assert _part(_page(run, _failure()), "What was saved") == (
         "The newest checkpoint is of step 40; 16 steps after it are to be made again. There are those of step 40. "
         "Rejected, with the reason in their REJECTED.json: step 50."
     )
     shutil.rmtree(run / "checkpoints")
     assert _part(_page(run, _failure()), "What was saved") == "No checkpoint: the run begins anew."
+
+
+def test_torn_checkpoint_is_no_usable_one(run: Path) -> None:
+    (run / "checkpoints" / "step-00000050" / MANIFEST_NAME).write_text('{"step": 50, "att')
+    told = _part(_page(run, _failure()), "What was saved")
+    assert told.startswith("The newest checkpoint is of step 40; 16 steps after it are to be made again.")
+    assert " That of step 50 cannot be used: `" in told
+
+
+def test_page_tells_how_to_branch_without_the_sequences_of_an_error(run: Path) -> None:
+    told = _part(_page(run, _failure(sequences=(230, 224, 225))), "What to do next")
+    branch = f"longhaul branch '{run}' --from 50 novel-without 'healing.skip_sequences=[[224,226],[230,231]]'"
+    assert f"```\n{branch}\n```" in told
+
+
+def test_no_branch_is_advised_where_there_is_nothing_to_branch_from(run: Path) -> None:
+    shutil.rmtree(run / "checkpoints")
+    assert "longhaul branch" not in _page(run, _failure())
 
 
 def test_page_divides_the_time(run: Path) -> None:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
+import ray
+from ray._private.state import state as ray_state
+from ray.core.generated.gcs_pb2 import PlacementGroupTableData
 
 from cluster import ray_room
 from cluster.config import ResourcesConfig
@@ -54,6 +58,16 @@ def room_of(workers: int | tuple[int, int], problem: str | None = None) -> Room:
     return Room(ResourcesConfig(workers=workers), 0, lambda node: problem)
 
 
+class Mended:
+    """A node that is unfit for some examinations."""
+
+    def __init__(self, *problems: str | None) -> None:
+        self.problems = list(problems)
+
+    def examine(self, node: str) -> str | None:
+        return self.problems.pop(0)
+
+
 def wait_for_examination(room: Room) -> None:
     import threading
 
@@ -61,6 +75,45 @@ def wait_for_examination(room: Room) -> None:
     for thread in threading.enumerate():
         if thread.name == "node-check":
             thread.join()
+
+
+def group(state: int, job: int, *nodes: bytes) -> bytes:
+    """A placement group as Ray keeps it, with a bundle on each node."""
+    made = PlacementGroupTableData(state=state, creator_job_id=ray.JobID.from_int(job).binary())
+    for node in nodes:
+        made.bundles.add(node_id=node)
+    serialized: bytes = made.SerializeToString()
+    return serialized
+
+
+def test_workers_of_our_own_placement_groups_are_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = [
+        group(PlacementGroupTableData.CREATED, 3, b"\xaa", b"\xaa", b"\xbb"),
+        group(PlacementGroupTableData.REMOVED, 3, b"\xbb"),
+        group(PlacementGroupTableData.PENDING, 3, b""),
+        group(PlacementGroupTableData.CREATED, 4, b"\xbb"),
+    ]
+    accessor = SimpleNamespace(get_placement_group_table=lambda: groups)
+    monkeypatch.setattr(ray_state, "_connect_and_get_accessor", lambda: accessor)
+    context = SimpleNamespace(get_job_id=lambda: ray.JobID.from_int(3).hex())
+    monkeypatch.setattr(ray, "get_runtime_context", lambda: context)
+    assert ray_room.reserved_by_node() == {"aa": 2, "bb": 1}
+
+
+@pytest.mark.parametrize(
+    ("gpus", "resources", "kind"),
+    [
+        (0, {"accelerator_type:H100": 1.0}, "cpu"),
+        (1, {"accelerator_type:H100": 1.0, "GPU": 8.0}, "H100"),
+        (1, {"GPU": 8.0}, "gpu"),
+    ],
+)
+def test_devices_are_named_as_ray_names_them(
+    gpus: int, resources: dict[str, float], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = {"Alive": False, "Resources": {"accelerator_type:A100": 1.0}}
+    monkeypatch.setattr(ray, "nodes", lambda: [dead, {"Alive": True, "Resources": resources}])
+    assert ray_room.kind_of_devices(gpus) == kind
 
 
 @pytest.mark.parametrize(
@@ -118,6 +171,34 @@ def test_node_that_joins_gets_none_when_it_is_unfit(nodes: Nodes) -> None:
     wait_for_examination(room)
     assert (room.left_out, room.now()) == ({"b"}, 1)
     assert (room.refusals(), room.refusals()) == (["another torch runs there"], [])
+
+
+def test_unfit_node_is_examined_again_after_a_minute(nodes: Nodes) -> None:
+    nodes.add(a=1)
+    examined = Mended("no storage", "no storage", None)
+    room = Room(ResourcesConfig(workers=(1, 2)), 0, examined.examine, clock=lambda: nodes.now)
+    nodes.add(b=1)
+    wait_for_examination(room)
+    nodes.now = 59.0
+    wait_for_examination(room)
+    assert len(examined.problems) == 2
+    nodes.now = 60.0
+    wait_for_examination(room)
+    assert (room.left_out, room.refusals()) == ({"b"}, ["no storage"])  # the same once
+    nodes.now = 120.0
+    wait_for_examination(room)
+    assert (room.left_out, room.now()) == (frozenset(), 2)
+
+
+def test_nodes_are_seen_to_change_until_the_room_is_settled_anew(nodes: Nodes) -> None:
+    nodes.add(a=1)
+    room = room_of((1, 2), "unfit")
+    room.settle([], set(), pause=nodes.pause)
+    assert not room.nodes_changed
+    nodes.add(b=1)
+    assert room.nodes_changed
+    room.settle([], set(), pause=nodes.pause)
+    assert not room.nodes_changed
 
 
 def test_run_of_a_fixed_size_waits_for_nothing_here(nodes: Nodes) -> None:

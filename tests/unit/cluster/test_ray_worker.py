@@ -12,11 +12,18 @@ import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 
+from cluster import hang_watch
 from cluster.batches import RankBatch
-from cluster.errors import CheckpointMismatchError, StorageError
+from cluster.errors import (
+    CheckpointDamagedError,
+    CheckpointError,
+    CheckpointMismatchError,
+    CheckpointUnreadableError,
+    StorageError,
+)
 from cluster.faults import Ending, classify
 from cluster.inquest import Seat
-from cluster.ray_worker import LeanTrainer, elsewhere_than, ending_of, in_vain
+from cluster.ray_worker import LeanTrainer, elsewhere_than, ending_of, in_vain, train_worker
 from cluster.work_in_hand import WorkInHand, failure_of
 from data_pipeline.errors import DatasetError
 
@@ -55,7 +62,10 @@ def test_end_of_a_worker_is_a_lack_of_memory_when_the_monitor_of_ray_killed_it()
     [
         (StorageError("full"), "error", True),
         (DatasetError("damaged"), "error", True),
+        (CheckpointError("of another model"), "error", True),
         (CheckpointMismatchError("another loss"), "error", False),
+        (CheckpointDamagedError("a file was altered"), "error", False),
+        (CheckpointUnreadableError("no permission"), "error", False),
         (StorageError("cannot allocate memory"), "out_of_memory", False),
         (ValueError("x"), "error", False),
     ],
@@ -80,3 +90,7 @@ def test_failure_tells_what_the_rank_had_in_work() -> None:
 def test_workers_are_kept_from_nodes_that_are_left_out() -> None:
     assert elsewhere_than(frozenset()) is None
     assert elsewhere_than(frozenset({"b", "a"})) == {"ray.io/node-id": "!in(a,b)"}
+
+
+def test_stack_of_the_training_thread_is_found_by_the_name_of_what_workers_run() -> None:
+    assert f" in {train_worker.__name__}" == hang_watch._TRAINING

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from cluster.config import FaultsConfig, RunConfig, TrainConfig
+from cluster.config import FaultsConfig, ResourcesConfig, RunConfig, TrainConfig, ZeroConfig
 from cluster.failure import FailureKind, WorkerFailure
 from cluster.inquest import Case, Seat
 from cluster.run_directory import RunDirectory
-from cluster.verdicts import MICRO_BATCH, Verdicts
+from cluster.verdicts import MICRO_BATCHES, Verdicts
 from data_pipeline.config import DataConfig
 
 SEATS = {rank: Seat(rank=rank, node_id=f"n{rank}", node=f"10.0.0.{rank}", pid=rank, actor_id="") for rank in (0, 1)}
@@ -34,8 +35,17 @@ def directory(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def verdicts_of(directory: Path, run: RunConfig, failures: list[WorkerFailure] | None = None) -> Verdicts:
-    return Verdicts(run, False, directory, [] if failures is None else failures)
+def verdicts_of(
+    directory: Path, run: RunConfig, failures: list[WorkerFailure] | None = None, *, device: str = "H100"
+) -> Verdicts:
+    return Verdicts(run, directory, [] if failures is None else failures, device=device)
+
+
+def begin(judge: Verdicts, workers: int = 2) -> list[str]:
+    """Begin with a group; what the person is told."""
+    said: list[str] = []
+    judge.begin(workers, said.append)
+    return said
 
 
 def case(kind: FailureKind, number: str = "f1", *, rank: int = 1, step: int = 7, fatal: str | None = None) -> Case:
@@ -99,32 +109,93 @@ def test_lost_nodes_are_those_of_the_last_group_alone(directory: Path) -> None:
     judge = verdicts_of(directory, config())
     judge.judge(case("lost_node"), SEATS)
     assert judge.lost_nodes == {"n1"}
-    judge.begin()
+    begin(judge)
     assert judge.lost_nodes == set()
 
 
-def test_half_the_micro_batch_is_taken_for_the_life_of_the_run(directory: Path) -> None:
-    run = config(on_oom="halve_micro_batch")
-    judge = verdicts_of(directory, run)
+HALVING = config(on_oom="halve_micro_batch")
+
+
+@pytest.fixture
+def halved(directory: Path) -> Path:
+    """Directory of a run of two workers that halved its micro-batch of 8."""
+    judge = verdicts_of(directory, HALVING)
+    begin(judge)
+    judge.judge(case("out_of_memory"), SEATS)
+    begin(judge)
+    return directory
+
+
+def test_half_the_micro_batch_is_taken_when_memory_runs_out(directory: Path) -> None:
+    judge = verdicts_of(directory, HALVING)
+    begin(judge)
     judge.judge(case("out_of_memory"), SEATS)
     assert judge.decided == "refit"
+    assert begin(judge) == []
     assert judge.news() == [{"event": "micro_batch_halved", "step": 7, "failed": 8, "taken": 4}]
-    assert judge.config.train == replace(run.train, micro_batch_size=4)
-    judge.begin()
-    assert json.loads((directory / "run.json").read_bytes())[MICRO_BATCH] == {"failed": 8, "taken": 4}
-    said: list[str] = []
-    later = verdicts_of(directory, run)
-    later.say_what_is_remembered(said.append)
+    assert judge.config.train == replace(HALVING.train, micro_batch_size=4)
+
+
+def test_half_the_micro_batch_is_taken_by_the_next_command_on_the_same_footing(halved: Path) -> None:
+    later = verdicts_of(halved, HALVING)
+    assert begin(later) == ["train.micro_batch_size 8 ran out of memory on such workers before: 4 is taken"]
+    assert later.news() == [{"event": "micro_batch_halved", "failed": 8, "taken": 4, "remembered": True}]
     assert later.config.train.micro_batch_size == 4
-    assert said == ["train.micro_batch_size 8 ran out of memory in this run before: 4 is taken"]
+    assert (begin(later), later.news()) == ([], [])  # told once
 
 
-def test_smaller_micro_batch_of_the_user_is_taken_when_a_larger_one_failed(directory: Path) -> None:
-    RunDirectory(directory).update({MICRO_BATCH: {"failed": 8, "taken": 4}})
-    said: list[str] = []
-    judge = verdicts_of(directory, config(micro_batch=2))
-    judge.say_what_is_remembered(said.append)
-    assert (judge.config.train.micro_batch_size, said) == (2, [])
+@pytest.mark.parametrize(
+    ("run", "device", "workers"),
+    [
+        (HALVING, "H200", 2),
+        (HALVING, "H100", 4),
+        (replace(HALVING, zero=ZeroConfig(stage=3)), "H100", 2),
+        (config(micro_batch=6, on_oom="halve_micro_batch"), "H100", 2),
+        (config(), "H100", 2),
+    ],
+    ids=["device", "workers", "stage", "configured", "not wanted"],
+)
+def test_micro_batch_is_the_users_when_memory_ran_out_on_another_footing(
+    run: RunConfig, device: str, workers: int, halved: Path
+) -> None:
+    later = verdicts_of(halved, run, device=device)
+    assert (begin(later, workers), later.news()) == ([], [])
+    assert later.config == run
+
+
+def test_micro_batches_of_two_footings_are_kept_beside_each_other(halved: Path) -> None:
+    judge = verdicts_of(halved, HALVING)
+    begin(judge, 4)
+    judge.judge(case("out_of_memory"), SEATS)
+    begin(judge, 4)
+    kept = json.loads((halved / "run.json").read_bytes())[MICRO_BATCHES]
+    assert [(each["footing"]["world_size"], each["failed"], each["taken"]) for each in kept] == [(2, 8, 4), (4, 8, 4)]
+
+
+def test_group_begins_when_the_storage_does_not_take_the_micro_batch(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    judge = verdicts_of(directory, HALVING)
+    begin(judge)
+    judge.judge(case("out_of_memory"), SEATS)
+    with monkeypatch.context() as broken:
+        broken.setattr(RunDirectory, "update", _fail)
+        begin(judge)
+    assert "No space left" in caplog.text
+    assert judge.config.train.micro_batch_size == 4
+    begin(judge)  # kept as soon as the storage takes it
+    assert verdicts_of(directory, HALVING)._shortages == judge._shortages
+
+
+def _fail(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_elastic_run_starts_workers_anew_when_nodes_changed_under_it(directory: Path) -> None:
+    judge = verdicts_of(directory, replace(config(), resources=ResourcesConfig(workers=(1, 4))))
+    judge.judge(case("lost_worker", "f1"), SEATS)
+    judge.judge(case("lost_worker", "f2"), SEATS, nodes_changed=True)
+    assert judge.by_number == {"f1": "retry", "f2": "refit"}
 
 
 def test_death_of_the_controller_counts_as_a_lost_worker(directory: Path) -> None:
