@@ -22,6 +22,7 @@ def shell_commands() -> list[str]:
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_own_text_becomes_a_model(tmp_path: Path) -> None:
     files = re.findall(r"`(\w+\.yaml)`.*?```yaml\n(.*?)```", README, re.DOTALL)
