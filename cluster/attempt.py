@@ -20,20 +20,20 @@ from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
+from cluster.engines.initial_state import InitialState
 from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation import evaluate
 from cluster.healer import Healer
-from cluster.initial_state import InitialState
 from cluster.process_clock import age_seconds
-from cluster.record import perplexity
-from cluster.record_writer import RecordWriter
+from cluster.record.logs import perplexity
+from cluster.record.wandb_mirror import Status
+from cluster.record.writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology
 from cluster.train_loop import Effects, Rhythm, train
-from cluster.wandb_mirror import Status
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences, ValidationSequences

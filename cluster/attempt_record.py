@@ -13,7 +13,7 @@ from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.healing import HEALING
-from cluster.record import perplexity
+from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
 from cluster.train_loop import StepReport

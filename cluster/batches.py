@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from cluster.engine import MicroBatch
+from cluster.engines.protocol import MicroBatch
 from cluster.topology import Topology
 from data_pipeline.sequences import Batch
 

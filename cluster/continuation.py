@@ -21,10 +21,10 @@ from cluster.checkpoint import (
 )
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
-from cluster.engine import Engine, StateSource
+from cluster.engines.protocol import Engine, StateSource
 from cluster.errors import CheckpointError, CheckpointMismatchError, CheckpointUnreadableError, RunRefusedError
 from cluster.healing import HEALING, Decisions, of_another_history
-from cluster.record import EVENTS_NAME, read_lines
+from cluster.record.logs import EVENTS_NAME, read_lines
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
 from cluster.topology import Layout, Precision, Topology

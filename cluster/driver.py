@@ -13,14 +13,16 @@ from typing import Any, Literal, TypeVar
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
 from cluster.errors import ResourcesError, RunBusyError
-from cluster.guardian import Charge, start_guardian
 from cluster.healing import Decisions
+from cluster.jobs.guardian import Charge, start_guardian
+from cluster.jobs.submission import Submission
 from cluster.lease import Lease, forget, hold
-from cluster.post_mortem import write_post_mortem
-from cluster.preflight import check_cluster, examine_node
-from cluster.ray_cluster import Cluster, connect
-from cluster.ray_session import Desk, Listener, train_on_ray
-from cluster.record import METRICS_NAME, EventsLog, read_lines
+from cluster.on_ray.preflight import check_cluster, examine_node
+from cluster.on_ray.ray_cluster import Cluster, connect
+from cluster.on_ray.session import Desk, Listener, train_on_ray
+from cluster.record.logs import METRICS_NAME, EventsLog, read_lines
+from cluster.record.post_mortem import write_post_mortem
+from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
 from cluster.resolution import resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
@@ -30,8 +32,6 @@ from cluster.run_directory import (
     prepare_storage,
     set_aside,
 )
-from cluster.submission import Submission
-from cluster.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
 from data_pipeline.config import MixtureEntry
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan, TrainingLedger

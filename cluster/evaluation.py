@@ -7,7 +7,7 @@ import torch
 
 from cluster.batches import PADDING, to_device
 from cluster.collectives import Collectives
-from cluster.engine import Engine, MicroBatch
+from cluster.engines.protocol import Engine, MicroBatch
 from cluster.topology import Topology
 from data_pipeline.sequences import ValidationSequences
 

@@ -13,7 +13,7 @@ from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, check_rollbacks, first_skipped_step
-from cluster.record import EVENTS_NAME, read_lines
+from cluster.record.logs import EVENTS_NAME, read_lines
 from cluster.run_directory import RunDirectory
 from cluster.topology import Topology
 from cluster.train_loop import Verdict

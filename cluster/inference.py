@@ -20,7 +20,7 @@ from cluster.checkpoint import (
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError
-from cluster.record import perplexity
+from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
 from cluster.run_directory import TOKENIZER_NAME
 from data_pipeline.config import DataConfig

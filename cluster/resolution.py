@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cluster.config import RunConfig
+from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
 from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
-from cluster.zero_options import check_zero, check_zero_precision
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
 

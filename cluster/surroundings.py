@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 from cluster.batches import RankBatch, micro_batch_count
 from cluster.config import RunConfig
-from cluster.engine import Engine
+from cluster.engines.protocol import Engine
+from cluster.record.wandb_mirror import TrackingSettings
 from cluster.topology import Layout, Topology
 from cluster.train_loop import Regroup
-from cluster.wandb_mirror import TrackingSettings
 from llm.config import ModelConfig
 
 

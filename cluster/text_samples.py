@@ -16,7 +16,7 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
-from cluster.engine import Engine
+from cluster.engines.protocol import Engine
 from cluster.topology import Topology
 from data_pipeline.errors import TokenizerError
 from data_pipeline.tokenizer import Tokenizer

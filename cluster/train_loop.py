@@ -11,7 +11,7 @@ import torch
 
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
-from cluster.engine import Engine
+from cluster.engines.protocol import Engine
 
 Ending = Literal["finished", "stopped", "regroup", "rollback"]
 """Why the loop ended: the batches ran out; a person or the platform wanted it; the workers are to be other ones; the

@@ -12,7 +12,7 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from cluster.config import RunConfig
-from cluster.submission import ORIGIN, PREDECESSOR, Submission
+from cluster.jobs.submission import ORIGIN, PREDECESSOR, Submission
 from data_pipeline.config import DataBuildConfig
 from launcher.errors import ConfigError, UsageError
 from launcher.samples import is_sample

@@ -11,7 +11,7 @@ import torch
 from cluster.checkpoint.catalog import CheckpointInfo
 from cluster.checkpoint.manifest import Manifest
 from cluster.checkpoint.reader import CHUNK_ELEMENTS, CheckpointReader
-from cluster.engine import Fragment
+from cluster.engines.protocol import Fragment
 from cluster.errors import CheckpointError
 
 _FLOAT_BYTES = 4

@@ -11,7 +11,7 @@ import torch
 
 from cluster.checkpoint.manifest import FileRecord, Manifest, Piece, file_from_json, piece_from_json, tensor_key
 from cluster.checkpoint.rank_file import write_rank_file
-from cluster.engine import FragmentState
+from cluster.engines.protocol import FragmentState
 from data_pipeline.publish import seal, unseal
 
 

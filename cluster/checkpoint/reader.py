@@ -13,7 +13,7 @@ from cluster.checkpoint.manifest import Manifest, Piece, tensor_key
 from cluster.checkpoint.rank_file import RankFile
 from cluster.checkpoint.reach import explain
 from cluster.checkpoint.retry import retried
-from cluster.engine import MASTER, Fragment
+from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import CheckpointError
 
 CHUNK_ELEMENTS = 4 * 1024 * 1024

@@ -26,7 +26,7 @@ from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, attempt_name, step_directory
 from cluster.checkpoint.retry import Backoff, retried
 from cluster.config import CheckpointConfig
-from cluster.engine import FragmentState
+from cluster.engines.protocol import FragmentState
 from cluster.errors import CheckpointError, ClusterError, StorageError
 from data_pipeline.errors import DataError
 from data_pipeline.publish import sync_directory, write_atomically

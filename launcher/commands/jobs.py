@@ -12,8 +12,8 @@ from launcher.commands.arguments import Address, AsJson, examples, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cluster.job import Job
-    from cluster.jobs import Jobs
+    from cluster.jobs.api import Jobs
+    from cluster.jobs.job import Job
 
 _POLL_SECONDS = 1.0
 _UNFOLDED = 1000
@@ -161,7 +161,7 @@ def _wait_for_end(jobs: Jobs, job: Job) -> Job:
 
 
 def _jobs(address: str | None) -> Jobs:
-    from cluster.jobs import Jobs
+    from cluster.jobs.api import Jobs
     from launcher.environment import jobs_address
 
     return Jobs(jobs_address(address))

@@ -67,7 +67,7 @@ def pretrain(
 def _goodput(run_directory: Path) -> str:
     """What the run's time was spent on; a record that cannot be read spoils no training that ended well."""
     from cluster.errors import StorageError
-    from cluster.goodput import goodput_line, read_goodput
+    from cluster.record.goodput import goodput_line, read_goodput
 
     try:
         return goodput_line(read_goodput(run_directory))

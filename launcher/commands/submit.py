@@ -9,7 +9,7 @@ import typer
 from launcher.commands.arguments import Address, Config, Overrides, examples, program
 
 if TYPE_CHECKING:
-    from cluster.jobs import Jobs
+    from cluster.jobs.api import Jobs
 
 app = typer.Typer(help="Run a verb as a job of a Ray cluster, and follow it.", no_args_is_help=True)
 
@@ -50,7 +50,7 @@ def pretrain(
     """
     from pathlib import Path
 
-    from cluster.job import run_metadata
+    from cluster.jobs.job import run_metadata
     from launcher.config_file import load_run_config, resolved_yaml
     from launcher.environment import require_absolute_paths
 
@@ -79,7 +79,7 @@ def data(
 
     Ctrl-C ends the following, not the job. A build that was stopped goes on with the same command.
     """
-    from cluster.submission import RUN, VERB
+    from cluster.jobs.submission import RUN, VERB
     from launcher.config_file import load_build_config, resolved_yaml
     from launcher.environment import require_absolute_paths
 
@@ -103,8 +103,8 @@ def _submit(
     import tempfile
     from pathlib import Path
 
-    from cluster.jobs import Jobs
-    from cluster.submission import DIRECTORY, RUN, VERB
+    from cluster.jobs.api import Jobs
+    from cluster.jobs.submission import DIRECTORY, RUN, VERB
     from launcher.console import messages
     from launcher.environment import jobs_address
     from launcher.job_package import CONFIG_NAME, stage

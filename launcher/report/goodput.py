@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from cluster.goodput import PART_WORDS, Goodput, TimeParts
-from cluster.timeline import Part
+from cluster.record.goodput import PART_WORDS, Goodput, TimeParts
+from cluster.record.timeline import Part
 from launcher.report.downsample import spread
 from launcher.report.markup import Column, Row, by_run, left_out, section, swatch, table
 from launcher.report.runs import ReportedRun

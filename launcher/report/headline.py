@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cluster.goodput import Goodput
+from cluster.record.goodput import Goodput
 from launcher.report.json_facts import finite
 from launcher.report.metrics import Evaluation
 from launcher.report.record import RunRecord

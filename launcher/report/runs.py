@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cluster.goodput import Goodput
+from cluster.record.goodput import Goodput
 from launcher.report.axes import RunAxes
 from launcher.report.record import RunRecord
 from launcher.report.units import ByteUnit, byte_unit

@@ -1,4 +1,4 @@
-"""The wall time of a run, divided as `cluster.goodput` does it, from the record as the report reads it."""
+"""The wall time of a run, divided as `cluster.record.goodput` does it, from the record as the report reads it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.goodput import Goodput, creation, measure_goodput
+from cluster.record.goodput import Goodput, creation, measure_goodput
 from launcher.report.metrics import TrainLog
 from launcher.report.record import RunRecord
 

@@ -85,8 +85,8 @@ def test_imports_follow_the_arrows() -> None:
 @pytest.mark.parametrize(
     ("importer", "library"),
     [
-        ({"cluster/deepspeed_engine.py", "cluster/deepspeed_partitions.py"}, "deepspeed"),
-        ({"cluster/ray_worker.py"}, "ray.train"),
+        ({"cluster/engines/deepspeed_engine.py", "cluster/engines/deepspeed_partitions.py"}, "deepspeed"),
+        ({"cluster/on_ray/worker.py"}, "ray.train"),
     ],
 )
 def test_only_its_adapter_imports_a_distributed_library(importer: set[str], library: str) -> None:

@@ -34,11 +34,11 @@ from pathlib import Path
 
 import torch
 
-from cluster import flat_state
 from cluster.checkpoint import CheckpointReader, CheckpointWriter, VerifiedFiles, find_checkpoint
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment
-from cluster.flat_state import Placement
+from cluster.engines import flat_state
+from cluster.engines.flat_state import Placement
+from cluster.engines.protocol import MASTER, Fragment
 
 SHAPE = (4096, 4099)
 """Of every parameter: 67 MB of fp32, as in a model of some billions, in sizes that no number of ranks divides."""

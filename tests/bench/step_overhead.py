@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 
 from cluster.config import ZeroConfig
-from cluster.engine import Engine, MicroBatch
-from cluster.initial_state import InitialState
+from cluster.engines.initial_state import InitialState
+from cluster.engines.protocol import Engine, MicroBatch
 from cluster.topology import Topology
 from llm.accounting import count_parameters
 from llm.config import ModelConfig, OptimizerConfig
@@ -33,8 +33,8 @@ MICRO_BATCHES = 4
 
 def engines(model: ModelConfig, stage: int, rows: int, threads: int) -> dict[str, Engine]:
     """Both engines, holding the same state."""
-    from cluster.deepspeed_engine import DeepSpeedEngine
-    from cluster.torch_engine import TorchEngine
+    from cluster.engines.deepspeed_engine import DeepSpeedEngine
+    from cluster.engines.torch_engine import TorchEngine
     from llm.transformer import Transformer
 
     built: dict[str, Engine] = {

@@ -14,7 +14,7 @@ from processes import start
 from scenarios import CHECKPOINT_EVERY, STEPS, Tracking
 from wandb_server import WandbServer
 
-from cluster.record import DISCARDED_NAME, EVENTS_NAME, METRICS_NAME, deterministic_fields, read_lines
+from cluster.record.logs import DISCARDED_NAME, EVENTS_NAME, METRICS_NAME, deterministic_fields, read_lines
 
 KEEP_LAST = 2
 _COMMANDS = 8

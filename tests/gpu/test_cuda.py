@@ -11,10 +11,10 @@ import torch
 import torch.distributed as dist
 
 from cluster.config import ZeroConfig
-from cluster.engine import Engine, Fragment, FragmentState, MicroBatch
-from cluster.initial_state import InitialState
+from cluster.engines.initial_state import InitialState
+from cluster.engines.protocol import Engine, Fragment, FragmentState, MicroBatch
+from cluster.engines.torch_engine import TorchEngine
 from cluster.topology import Precision, Topology
-from cluster.torch_engine import TorchEngine
 from llm.attention import attention_backend, causal_mask, document_mask
 from llm.config import ModelConfig, OptimizerConfig
 from llm.transformer import Transformer
@@ -105,7 +105,7 @@ def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def deepspeed_engine(zero: ZeroConfig, precision: Precision) -> Engine:
-    from cluster.deepspeed_engine import DeepSpeedEngine
+    from cluster.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
         partial(Transformer, MODEL, "sdpa"),

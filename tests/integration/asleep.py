@@ -19,9 +19,9 @@ def main() -> None:
     begin = cluster.driver.train_on_ray
 
     def train_on_ray(*arguments: Any, **options: Any) -> dict[str, Any]:
-        import cluster.ray_worker  # not earlier: the command sets Ray's environment before it is imported
+        import cluster.on_ray.worker  # not earlier: the command sets Ray's environment before it is imported
 
-        cluster.ray_worker.train_worker = worker_that_sleeps(MARKER, RANK, STEP)
+        cluster.on_ray.worker.train_worker = worker_that_sleeps(MARKER, RANK, STEP)
         return begin(*arguments, **options)
 
     cluster.driver.train_on_ray = train_on_ray
@@ -38,9 +38,9 @@ def worker_that_sleeps(marker: Path, sleeper: int, when: int) -> Any:
             time.sleep(3600)
 
     def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
-        import cluster.ray_worker
+        import cluster.on_ray.worker
 
-        run_attempt = cluster.ray_worker.run_attempt
+        run_attempt = cluster.on_ray.worker.run_attempt
 
         def attempt(config: Any, topology: Any, surroundings: Any) -> Any:
             def observe(batch: Any) -> None:
@@ -49,8 +49,8 @@ def worker_that_sleeps(marker: Path, sleeper: int, when: int) -> Any:
 
             return run_attempt(config, topology, replace(surroundings, observe=observe))
 
-        cluster.ray_worker.run_attempt = attempt
-        return cluster.ray_worker.train_worker(settings)
+        cluster.on_ray.worker.run_attempt = attempt
+        return cluster.on_ray.worker.train_worker(settings)
 
     return train_worker
 

@@ -14,9 +14,9 @@ from tiny import SilentLink, begin, no_tracking
 
 from cluster.attempt import EngineRequest, Surroundings, run_attempt
 from cluster.config import RunConfig
-from cluster.engine import Engine
-from cluster.engines import torch_engine
-from cluster.record import deterministic_fields, read_lines
+from cluster.engines.builders import torch_engine
+from cluster.engines.protocol import Engine
+from cluster.record.logs import deterministic_fields, read_lines
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
 from cluster.topology import Topology
 

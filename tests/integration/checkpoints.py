@@ -9,7 +9,7 @@ import torch
 
 from cluster.checkpoint import CheckpointWriter
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment, FragmentState
+from cluster.engines.protocol import MASTER, Fragment, FragmentState
 
 SHAPE = (7, 5)
 WHOLE = torch.arange(35, dtype=torch.float32)

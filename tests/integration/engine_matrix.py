@@ -18,10 +18,10 @@ from cluster.batches import micro_batch_count, rows_of_rank
 from cluster.checkpoint import CheckpointWriter, WriterHooks
 from cluster.collectives import Collectives
 from cluster.config import CheckpointConfig, ZeroConfig
-from cluster.engine import Engine, MicroBatch
-from cluster.initial_state import InitialState
+from cluster.engines.initial_state import InitialState
+from cluster.engines.protocol import Engine, MicroBatch
+from cluster.engines.torch_engine import TorchEngine
 from cluster.topology import Topology
-from cluster.torch_engine import TorchEngine
 from llm.config import ModelConfig, OptimizerConfig
 from llm.transformer import Transformer
 
@@ -120,7 +120,7 @@ def build(case: Case, topology: Topology) -> Engine:
     build_model = partial(Transformer, MODEL, "sdpa", case.activation_checkpointing)
     if case.zero is None:
         return TorchEngine(build_model(), optimizer=case.optimizer, precision=case.precision)
-    from cluster.deepspeed_engine import DeepSpeedEngine
+    from cluster.engines.deepspeed_engine import DeepSpeedEngine
 
     size = micro_batch_size(topology.world_size)
     return DeepSpeedEngine(

@@ -9,7 +9,7 @@ import importlib.abc, importlib.util, os, sys, time
 
 class _Patch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "cluster.work_in_hand":
+        if name != "cluster.faults.work_in_hand":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

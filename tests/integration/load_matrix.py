@@ -26,7 +26,7 @@ from engine_matrix import (
 
 from cluster.checkpoint import CheckpointReader, find_checkpoint
 from cluster.config import ZeroConfig
-from cluster.engine import MASTER, Engine
+from cluster.engines.protocol import MASTER, Engine
 from cluster.topology import Topology
 from llm.accounting import count_parameters
 from llm.config import OptimizerConfig

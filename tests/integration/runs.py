@@ -7,7 +7,7 @@ from typing import Any
 
 from wandb_files import history
 
-from cluster.record import deterministic_fields, read_lines
+from cluster.record.logs import deterministic_fields, read_lines
 
 STEPS = 100
 CHECKPOINT_EVERY = 10

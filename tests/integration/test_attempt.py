@@ -17,9 +17,9 @@ from tiny import SilentLink, begin, no_tracking, tiny_run
 from cluster.attempt import Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
-from cluster.engines import deepspeed_engine, torch_engine
+from cluster.engines.builders import deepspeed_engine, torch_engine
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
-from cluster.record import read_lines
+from cluster.record.logs import read_lines
 from cluster.topology import Topology
 from cluster.train_loop import Regroup
 from data_pipeline.publish import seal
@@ -136,7 +136,8 @@ def test_resumed_record_is_bit_equal_when_killed(
 
 
 @pytest.mark.parametrize(
-    "then_at", ["cluster.attempt.RecordWriter", "cluster.record.write_atomically", "cluster.attempt.clean_leftovers"]
+    "then_at",
+    ["cluster.attempt.RecordWriter", "cluster.record.logs.write_atomically", "cluster.attempt.clean_leftovers"],
 )
 def test_resumed_record_is_bit_equal_when_killed_again_while_resuming(
     then_at: str, undisturbed: RunConfig, dataset: Path, tmp_path: Path

@@ -16,8 +16,8 @@ from cluster.branch import plan_branch
 from cluster.branch_directory import create_branch
 from cluster.config import RunConfig
 from cluster.errors import CheckpointMismatchError
+from cluster.record.wandb_view import run_config
 from cluster.run_directory import RunDirectory
-from cluster.wandb_view import run_config
 from data_pipeline.publish import seal
 from launcher.cli import app
 from launcher.config_file import load_run_config, resolved_yaml

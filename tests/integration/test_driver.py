@@ -18,7 +18,7 @@ from cluster.attempt import Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.driver import Launch, RunOutcome, run_training
-from cluster.engines import torch_engine
+from cluster.engines.builders import torch_engine
 from cluster.errors import (
     ResourcesError,
     RunBusyError,
@@ -28,11 +28,11 @@ from cluster.errors import (
     TrainingFailedError,
 )
 from cluster.inference import evaluate_dataset, load_run
+from cluster.jobs.submission import Submission
 from cluster.lease import hold, newest_record
-from cluster.ray_cluster import Cluster
-from cluster.ray_session import Desk
-from cluster.record import read_lines
-from cluster.submission import Submission
+from cluster.on_ray.ray_cluster import Cluster
+from cluster.on_ray.session import Desk
+from cluster.record.logs import read_lines
 from cluster.topology import Topology
 from data_pipeline.errors import OrderError
 
@@ -241,7 +241,7 @@ def test_cause_reaches_the_person_when_even_its_event_cannot_be_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(driver, "train_on_ray", fail)
-    monkeypatch.setattr("cluster.record._append", full)
+    monkeypatch.setattr("cluster.record.logs._append", full)
     with pytest.raises(StorageError, match="Make room"):
         command(tiny_run(tmp_path, dataset))
 

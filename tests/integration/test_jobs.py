@@ -22,7 +22,7 @@ from runs import assert_wandb_complete, event_rows, events_of, logged_steps, pre
 from typer.testing import CliRunner
 
 from cluster.errors import JobError
-from cluster.jobs import Jobs
+from cluster.jobs.api import Jobs
 from cluster.lease import hold
 from data_pipeline.dataset import Dataset
 from launcher.cli import app

@@ -8,8 +8,8 @@ import pytest
 
 from cluster.config import ResourcesConfig
 from cluster.errors import ResourcesError, StorageError
-from cluster.preflight import NodeAnswer, _judge, answer_for_node, resolve_gpus
-from cluster.ray_cluster import Node, room_for_workers
+from cluster.on_ray.preflight import NodeAnswer, _judge, answer_for_node, resolve_gpus
+from cluster.on_ray.ray_cluster import Node, room_for_workers
 from cluster.versions import library_versions
 from data_pipeline.errors import DatasetError
 

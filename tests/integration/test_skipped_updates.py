@@ -12,8 +12,8 @@ from engine_matrix import MATRIX, MODEL, OPTIONS, SEED, Case, build, global_batc
 from gloo import run_ranks
 from load_matrix import MUON, with_optimizer
 
-from cluster.engine import Engine, FragmentState
-from cluster.initial_state import InitialState
+from cluster.engines.initial_state import InitialState
+from cluster.engines.protocol import Engine, FragmentState
 from cluster.topology import Topology
 
 ANOTHER_STEP = 99

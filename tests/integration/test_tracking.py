@@ -18,10 +18,10 @@ from tiny import SilentLink, begin, tiny_run
 
 from cluster.attempt import Surroundings, run_attempt
 from cluster.config import RunConfig
-from cluster.engines import torch_engine
-from cluster.record import EventsLog, StepLog, read_lines
+from cluster.engines.builders import torch_engine
+from cluster.record.logs import EventsLog, StepLog, read_lines
+from cluster.record.wandb_mirror import TrackingSettings, WandbMirror, announce_failure
 from cluster.topology import Topology
-from cluster.wandb_mirror import TrackingSettings, WandbMirror, announce_failure
 
 API_KEY = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE = TrackingSettings(

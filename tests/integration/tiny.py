@@ -17,9 +17,9 @@ from cluster.config import (
     WandbConfig,
     ZeroConfig,
 )
+from cluster.record.wandb_mirror import TrackingSettings
 from cluster.run_directory import TOKENIZER_NAME, RunDirectory
 from cluster.train_loop import Regroup
-from cluster.wandb_mirror import TrackingSettings
 from data_pipeline.build import build_dataset
 from data_pipeline.config import (
     DataBuildConfig,

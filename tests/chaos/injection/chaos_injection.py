@@ -72,7 +72,7 @@ class Point:
 
 
 POINTS: dict[str, Point] = {
-    "step": Point("cluster.work_in_hand", "WorkInHand.take", _batch),
+    "step": Point("cluster.faults.work_in_hand", "WorkInHand.take", _batch),
     "save": Point("cluster.checkpoint.part", "write_tensors", _file),
     "written": Point("cluster.checkpoint.part", "write_tensors", _file, after=True),
     "publish": Point("cluster.checkpoint.writer", "write_atomically", _manifest),
@@ -81,7 +81,7 @@ POINTS: dict[str, Point] = {
     "load": Point("cluster.checkpoint.reader", "CheckpointReader.read", _any),
     "restart": Point("cluster.attempt", "Workshop.__init__", _any),
     "lease": Point("cluster.lease", "_create", _any, after=True),
-    "end": Point("cluster.record", "EventsLog.write", _last_event),
+    "end": Point("cluster.record.logs", "EventsLog.write", _last_event),
 }
 
 

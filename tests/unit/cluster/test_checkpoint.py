@@ -26,7 +26,7 @@ from cluster.checkpoint import (
     writer,
 )
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment
+from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import CheckpointError, RunNotFoundError, StorageError
 
 

@@ -22,7 +22,7 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment
+from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import CheckpointDamagedError, CheckpointError
 
 WHOLE_FRAGMENT = Fragment("weight", "decay", SHAPE, 0, 35)

@@ -23,9 +23,9 @@ from cluster.checkpoint import (
 from cluster.checkpoint import part as part_module
 from cluster.checkpoint.retry import TRANSIENT, Backoff, retried
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment
+from cluster.engines.flat_state import Placement, snapshot
+from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import StorageError
-from cluster.flat_state import Placement, snapshot
 
 
 def failing(numbers: list[int]) -> Callable[[], str]:

@@ -17,7 +17,7 @@ from cluster.checkpoint import CheckpointWriter, find_checkpoint, list_checkpoin
 from cluster.collectives import Collectives
 from cluster.config import CheckpointConfig, RunConfig
 from cluster.continuation import load_newest
-from cluster.engine import MASTER, Fragment, FragmentState
+from cluster.engines.protocol import MASTER, Fragment, FragmentState
 from cluster.errors import CheckpointError, CheckpointUnreadableError
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig

@@ -10,7 +10,7 @@ import torch
 
 from cluster.checkpoint import CheckpointWriter, list_checkpoints
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment, FragmentState
+from cluster.engines.protocol import MASTER, Fragment, FragmentState
 from cluster.inference import _resolve
 
 

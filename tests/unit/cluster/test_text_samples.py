@@ -9,11 +9,11 @@ import torch
 
 from cluster.collectives import Collectives
 from cluster.config import EvaluationConfig, RunConfig
-from cluster.engine import MicroBatch
-from cluster.initial_state import InitialState
+from cluster.engines.initial_state import InitialState
+from cluster.engines.protocol import MicroBatch
+from cluster.engines.torch_engine import TorchEngine
 from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels
 from cluster.topology import Topology
-from cluster.torch_engine import TorchEngine
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from llm.config import ModelConfig, OptimizerConfig

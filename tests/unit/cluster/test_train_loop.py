@@ -9,7 +9,7 @@ import torch
 
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
-from cluster.engine import MicroBatch
+from cluster.engines.protocol import MicroBatch
 from cluster.train_loop import Effects, Ending, Regroup, Rhythm, Verdict, train
 from llm.loss import LossSums
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cluster.checkpoint import CheckpointWriter, list_checkpoints, reject
 from cluster.config import CheckpointConfig
-from cluster.engine import MASTER, Fragment, FragmentState
+from cluster.engines.protocol import MASTER, Fragment, FragmentState
 from launcher.cli import app
 
 

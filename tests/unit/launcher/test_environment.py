@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.config import RunConfig
-from cluster.submission import Submission
+from cluster.jobs.submission import Submission
 from data_pipeline.config import DataBuildConfig, DataConfig, MixtureEntry, SourceConfig, TokenizerConfig
 from launcher.environment import (
     jobs_address,

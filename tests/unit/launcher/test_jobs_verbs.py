@@ -9,8 +9,8 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from cluster.job import Job, run_metadata
-from cluster.jobs import Jobs
+from cluster.jobs.api import Jobs
+from cluster.jobs.job import Job, run_metadata
 from launcher.cli import app
 from launcher.commands.jobs import _listing
 
@@ -62,7 +62,7 @@ def offer(monkeypatch: pytest.MonkeyPatch) -> Any:
 
     def put(*known: Job) -> KnownJobs:
         jobs = KnownJobs(*known)
-        monkeypatch.setattr("cluster.jobs.Jobs", lambda address: jobs)
+        monkeypatch.setattr("cluster.jobs.api.Jobs", lambda address: jobs)
         return jobs
 
     return put

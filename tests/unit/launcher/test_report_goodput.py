@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.goodput import PART_WORDS, read_goodput
+from cluster.record.goodput import PART_WORDS, read_goodput
 from launcher.report import wall_time
 from launcher.report.goodput import goodput_section
 from launcher.report.metrics import TrainLog

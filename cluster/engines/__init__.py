@@ -1,0 +1,1 @@
+"""Two engines behind one protocol, DeepSpeed and plain torch: the training loop knows the protocol alone."""

@@ -1,0 +1,40 @@
+"""Engines by request: the two builders that an attempt is given."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from cluster.attempt import EngineRequest
+from cluster.engines.protocol import Engine
+from llm.transformer import Transformer
+
+
+def deepspeed_engine(request: EngineRequest) -> Engine:
+    """ZeRO at the configured stage; imports DeepSpeed, which takes seconds, only here."""
+    from cluster.engines.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(
+        partial(_model, request),
+        optimizer=request.config.optimizer,
+        zero=request.config.zero,
+        precision=request.layout.precision,
+        micro_batch_size=request.config.train.micro_batch_size,
+        micro_batches=request.micro_batches,
+        topology=request.topology,
+    )
+
+
+def torch_engine(request: EngineRequest) -> Engine:
+    """Plain torch in this process."""
+    from cluster.engines.torch_engine import TorchEngine
+
+    return TorchEngine(
+        _model(request),
+        optimizer=request.config.optimizer,
+        precision=request.layout.precision,
+        device=request.topology.device,
+    )
+
+
+def _model(request: EngineRequest) -> Transformer:
+    return Transformer(request.model, request.layout.attention, request.config.train.activation_checkpointing)

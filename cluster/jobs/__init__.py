@@ -1,0 +1,1 @@
+"""Jobs of the Ray Jobs API: submitted, followed, stopped, and submitted again when their driver died."""

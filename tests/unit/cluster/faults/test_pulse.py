@@ -1,0 +1,199 @@
+"""What a rank's pulse says of a thread: real threads and frames, a clock that the test winds."""
+
+from __future__ import annotations
+
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial, reduce
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cluster
+from cluster.faults.pulse import Pulse
+
+
+class Subject:
+    """A thread with a pulse, that stands where the test wants it."""
+
+    def __init__(self) -> None:
+        self.now = 50.0
+        self.step: int | None = None
+        self.posted: list[dict[str, Any]] = []
+        self._made = threading.Event()
+        self._turn: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._arrived = threading.Semaphore(0)
+        self._where: Callable[[], object] | None = None
+        self._thread = threading.Thread(target=self._live, daemon=True)
+        self._thread.start()
+        assert self._made.wait(10)
+
+    def stand(self, where: Callable[[Callable[[], object]], object]) -> None:
+        """Leave where it stands and go on into this function, which calls its argument and waits in there."""
+        self._where = lambda: where(self._wait)
+        self._turn.put(None)
+        assert self._arrived.acquire(timeout=10)
+        places = [self._place()]
+        while len(places) < 3 or len(set(places[-3:])) > 1:  # on its way from there into the wait
+            time.sleep(0.001)
+            places.append(self._place())
+
+    def _place(self) -> int:
+        assert self._thread.ident is not None
+        return sys._current_frames()[self._thread.ident].f_lasti
+
+    def end(self) -> None:
+        self._where = None
+        self._turn.put(None)
+        self._thread.join(10)
+
+    def _live(self) -> None:
+        self.pulse = Pulse(
+            rank=1,
+            world_size=2,
+            node="10.0.0.1",
+            node_id="ab",
+            step=lambda: self.step,
+            post=self.posted.append,
+            clock=lambda: self.now,
+        )
+        self._made.set()
+        self._turn.get()
+        while self._where is not None:
+            self._where()
+
+    def _wait(self) -> None:
+        self._arrived.release()
+        self._turn.get()
+
+
+@pytest.fixture
+def subject() -> Iterator[Subject]:
+    made = Subject()
+    yield made
+    made.end()
+
+
+def here(wait: Callable[[], object]) -> None:
+    wait()
+
+
+def there(wait: Callable[[], object]) -> None:
+    wait()
+
+
+def function_in(path: str, name: str) -> Callable[..., Any]:
+    """A function `name(inner)` that calls `inner`, as if written in a file."""
+    space: dict[str, Any] = {}
+    exec(compile(f"def {name}(inner):\n    return inner()\n", path, "exec"), space)
+    function: Callable[..., Any] = space[name]
+    return function
+
+
+def of_cluster(name: str) -> str:
+    """Path of one of our files."""
+    (root,) = cluster.__path__
+    return str(Path(root) / name)
+
+
+def test_still_seconds_grow_when_the_thread_does_not_move(subject: Subject) -> None:
+    subject.stand(here)
+    subject.pulse.sample()
+    subject.now += 40
+    subject.pulse.sample()
+    beat = subject.pulse.beat()
+    assert beat.still_seconds == 40
+    assert any("test_pulse.py" in line and line.endswith(" in here") for line in beat.stack)
+
+
+def test_still_seconds_begin_anew_when_the_thread_moves(subject: Subject) -> None:
+    subject.stand(here)
+    subject.pulse.sample()
+    subject.now += 40
+    subject.stand(there)
+    subject.pulse.sample()
+    beat = subject.pulse.beat()
+    assert (beat.still_seconds, beat.stack) == (0, ())
+
+
+def test_still_seconds_begin_anew_when_the_same_place_is_met_in_the_next_step(subject: Subject) -> None:
+    subject.stand(here)
+    subject.pulse.sample()
+    subject.now += 40
+    subject.step = 7
+    subject.pulse.sample()
+    beat = subject.pulse.beat()
+    assert (beat.step, beat.still_seconds) == (7, 0)
+
+
+def test_rank_moves_when_one_call_reads_files(subject: Subject, tmp_path: Path) -> None:
+    subject.stand(here)
+    subject.pulse.sample()
+    subject.pulse.beat()
+    (tmp_path / "big").write_bytes(bytes(2 << 20))
+    subject.now += 40
+    subject.pulse.sample()
+    assert subject.pulse.beat().still_seconds == 0
+
+
+def test_collective_is_named_by_the_function_that_was_called(subject: Subject) -> None:
+    outer = function_in("/x/torch/distributed/distributed_c10d.py", "all_gather_object")
+    inner = function_in("/x/torch/distributed/distributed_c10d.py", "all_gather")
+    subject.stand(lambda wait: outer(lambda: inner(wait)))
+    subject.pulse.sample()
+    assert subject.pulse.beat().collective == "all_gather_object"
+
+
+def test_no_collective_is_named_when_the_thread_is_elsewhere(subject: Subject) -> None:
+    subject.stand(here)
+    subject.pulse.sample()
+    assert subject.pulse.beat().collective is None
+
+
+@pytest.mark.parametrize(
+    ("files", "counts"),
+    [
+        (("train_loop.py", "deepspeed_engine.py"), (1, 1)),
+        (("train_loop.py", "/x/torch/distributed/distributed_c10d.py"), (1, 0)),
+        (("attempt.py", "train_loop.py", "attempt.py"), (0, 0)),
+        (("attempt.py",), (0, 0)),
+    ],
+    ids=["computing", "waiting", "saving", "before training"],
+)
+def test_sample_counts_towards_the_step_when_the_loop_itself_works(
+    files: tuple[str, ...], counts: tuple[int, int], subject: Subject
+) -> None:
+    functions = [function_in(of_cluster(name), "work") for name in files]
+    subject.stand(lambda wait: reduce(lambda inner, call: partial(call, inner), reversed(functions), wait)())
+    subject.pulse.sample()
+    beat = subject.pulse.beat()
+    assert (beat.step_samples, beat.busy_samples) == counts
+
+
+def test_waiting_for_wandb_counts_as_moving(subject: Subject) -> None:
+    close = function_in(of_cluster("record/wandb_mirror.py"), "close")
+    subject.stand(lambda wait: close(wait))
+    subject.pulse.sample()
+    subject.now += 59
+    subject.pulse.sample()
+    assert subject.pulse.beat().still_seconds == 0
+
+
+def test_last_heartbeat_says_so_when_the_pulse_is_closed(subject: Subject) -> None:
+    subject.pulse.start()
+    subject.pulse.close()
+    assert subject.posted[-1]["type"] == "heartbeat"
+    assert [message["ended"] for message in subject.posted][-1] is True
+
+
+def test_training_goes_on_when_heartbeats_cannot_be_sent() -> None:
+    def fail(message: dict[str, Any]) -> None:
+        raise ConnectionError("the driver is gone")
+
+    pulse = Pulse(rank=0, world_size=1, node="10.0.0.1", node_id="ab", step=lambda: 1, post=fail)
+    pulse.start()
+    pulse.close()
