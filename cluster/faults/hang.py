@@ -57,7 +57,7 @@ class Heartbeat:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class HangVerdict:
     """A group that hangs."""
 
     seconds: float
@@ -144,7 +144,7 @@ class GroupWatch:
         self._gone |= self._judged | {heard.beat.process for heard in self._heard.values()}
         self._heard.clear()
 
-    def judge(self) -> Verdict | None:
+    def judge(self) -> HangVerdict | None:
         """Whether the group hangs. A verdict is not repeated while its processes may still be about to end."""
         now = self._clock()
         absent = self._looked_at is not None and now - self._looked_at > _ABSENCE_SECONDS
@@ -170,7 +170,7 @@ class GroupWatch:
         return verdict
 
 
-def name_culprits(beats: dict[int, Heartbeat], silent: Sequence[int], *, seconds: float) -> Verdict:
+def name_culprits(beats: dict[int, Heartbeat], silent: Sequence[int], *, seconds: float) -> HangVerdict:
     """Who keeps a group that stands still from going on.
 
     Args:
@@ -184,8 +184,8 @@ def name_culprits(beats: dict[int, Heartbeat], silent: Sequence[int], *, seconds
     names = Counter(beat.collective for beat in waiting.values())
     collective = names.most_common(1)[0][0] if names else None
 
-    def verdict(ranks: Sequence[int], reason: str, *, certain: bool = True) -> Verdict:
-        return Verdict(
+    def verdict(ranks: Sequence[int], reason: str, *, certain: bool = True) -> HangVerdict:
+        return HangVerdict(
             seconds=seconds,
             ranks=tuple(ranks),
             certain=certain,

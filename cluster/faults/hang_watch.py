@@ -14,7 +14,7 @@ from typing import Any
 
 from cluster.errors import StorageError
 from cluster.faults.failure import WorkerFailure
-from cluster.faults.hang import GroupWatch, Heartbeat, Verdict
+from cluster.faults.hang import GroupWatch, HangVerdict, Heartbeat
 from cluster.faults.stacks import end_process, take_stacks
 from cluster.faults.stragglers import StragglerWatch
 from cluster.run_directory import RunDirectory
@@ -106,7 +106,7 @@ class HangWatch:
         if verdict is not None:
             self._act(verdict)
 
-    def _act(self, verdict: Verdict) -> None:
+    def _act(self, verdict: HangVerdict) -> None:
         self._tell.say(f"no rank has moved for {verdict.seconds:.0f} s: taking the stacks of all of them")
         stacks = self._take_stacks(list(verdict.heartbeats.values()))
         path = self._keep(verdict, stacks)
@@ -129,7 +129,7 @@ class HangWatch:
                 stacks[beat.rank] = answers.get(node_id, {}).get(beat.rank, "its node did not answer")
         return stacks
 
-    def _keep(self, verdict: Verdict, stacks: Mapping[int, str]) -> Path | None:
+    def _keep(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> Path | None:
         """Write the file of stacks; None where the storage does not take it, which must not save the rank that hangs.
 
         The log has the stacks then.
@@ -141,7 +141,7 @@ class HangWatch:
             logger.warning("the stacks could not be written to %s: %s\n%s", self._run_directory, error, account)
             return None
 
-    def _write_stacks(self, verdict: Verdict, stacks: Mapping[int, str]) -> Path:
+    def _write_stacks(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> Path:
         directory = self._run_directory / STACKS_NAME
         directory.mkdir(exist_ok=True)
         attempt = RunDirectory(self._run_directory).facts().get("attempt", 0)
@@ -151,7 +151,7 @@ class HangWatch:
             old.unlink(missing_ok=True)
         return path
 
-    def _end(self, verdict: Verdict, culprits: Sequence[Heartbeat]) -> None:
+    def _end(self, verdict: HangVerdict, culprits: Sequence[Heartbeat]) -> None:
         """End the culprits or, where they are out of reach, another rank: all workers are replaced together."""
         others = [beat for rank, beat in sorted(verdict.heartbeats.items()) if beat not in culprits]
         ended = False
@@ -163,7 +163,7 @@ class HangWatch:
             self._tell.say("no worker of the group that hangs could be ended: their nodes do not answer")
 
 
-def _event(verdict: Verdict, stacks: str | None) -> dict[str, Any]:
+def _event(verdict: HangVerdict, stacks: str | None) -> dict[str, Any]:
     rank = verdict.ranks[0]
     beat = verdict.heartbeats.get(rank)
     event: dict[str, Any] = {
@@ -181,7 +181,7 @@ def _event(verdict: Verdict, stacks: str | None) -> dict[str, Any]:
     return event
 
 
-def _failure(verdict: Verdict, rank: int, stacks: str) -> WorkerFailure:
+def _failure(verdict: HangVerdict, rank: int, stacks: str) -> WorkerFailure:
     beat = verdict.heartbeats.get(rank)
     return WorkerFailure(
         rank=rank,
@@ -200,7 +200,7 @@ def _training_thread(stacks: str) -> str:
     return next((stack for stack in stacks.split("\n\n") if _TRAINING in stack), stacks)
 
 
-def _named(verdict: Verdict) -> str:
+def _named(verdict: HangVerdict) -> str:
     """The culprits and their nodes in words."""
     names = []
     for rank in verdict.ranks:
@@ -209,7 +209,7 @@ def _named(verdict: Verdict) -> str:
     return ", ".join(names)
 
 
-def _account(verdict: Verdict, stacks: Mapping[int, str]) -> str:
+def _account(verdict: HangVerdict, stacks: Mapping[int, str]) -> str:
     """The file that a person reads."""
     lines = [
         f"No rank has moved for {verdict.seconds:.0f} s, at {time.strftime('%Y-%m-%d %H:%M:%S', time.gmtime())} UTC.",

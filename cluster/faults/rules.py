@@ -11,7 +11,7 @@ from typing import Literal
 from cluster.config import FaultsConfig
 from cluster.faults.failure import FailureKind, WorkerFailure
 
-Decision = Literal["retry", "refit", "end"]
+Sentence = Literal["retry", "refit", "end"]
 """What follows a failure: Ray Train replaces the workers on the same terms; the workers are started anew on changed
 terms; the run is given up."""
 
@@ -57,7 +57,7 @@ class Ending:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tally:
+class FailureTally:
     """Failures since the last published checkpoint."""
 
     counts: Mapping[FailureKind, int] = field(default_factory=dict)
@@ -69,7 +69,7 @@ class Tally:
 class Ruling:
     """What follows from a failure."""
 
-    decision: Decision
+    decision: Sentence
     reason: str = ""
     """Why the run is given up; empty otherwise."""
     micro_batch_size: int | None = None
@@ -144,8 +144,8 @@ def _derived(failure: WorkerFailure) -> int:
 
 
 def rule(
-    tally: Tally, faults: FaultsConfig, terms: Terms, cause: WorkerFailure, *, fatal: str | None = None
-) -> tuple[Ruling, Tally]:
+    tally: FailureTally, faults: FaultsConfig, terms: Terms, cause: WorkerFailure, *, fatal: str | None = None
+) -> tuple[Ruling, FailureTally]:
     """Decide what follows a failure of the workers.
 
     Args:
@@ -165,7 +165,7 @@ def rule(
     repeated = signature is not None and signature in tally.errors
     counts = Counter(tally.counts)
     counts[kind] += 1
-    after = Tally(counts=dict(counts), errors=tally.errors | ({signature} if signature else set()))
+    after = FailureTally(counts=dict(counts), errors=tally.errors | ({signature} if signature else set()))
     halves = faults.on_oom == "halve_micro_batch" and cause.step is not None  # before a step no micro-batch is held
     if kind == "out_of_memory" and halves and terms.micro_batch_size > 1:
         smaller = terms.micro_batch_size // 2

@@ -13,7 +13,7 @@ from cluster.config import RunConfig
 from cluster.errors import StorageError
 from cluster.faults.failure import WorkerFailure
 from cluster.faults.inquest import Case, Seat
-from cluster.faults.rules import Decision, Ruling, Tally, Terms, causes_by_rank, root_cause, rule
+from cluster.faults.rules import FailureTally, Ruling, Sentence, Terms, causes_by_rank, root_cause, rule
 from cluster.run_directory import RunDirectory
 
 logger = logging.getLogger(__name__)
@@ -62,14 +62,14 @@ class Verdicts:
         self._workers = config.resources.max_workers
         self._record = RunDirectory(run_directory)
         self._failures = failures
-        self._tally = Tally()
+        self._tally = FailureTally()
         self._shortages = [_shortage(each) for each in self._record.facts().get(MICRO_BATCHES, ())]
         self._unwritten = False
         self._told: Shortage | None = None
         self._news: list[dict[str, Any]] = []
-        self.by_number: dict[str, Decision] = {}
+        self.by_number: dict[str, Sentence] = {}
         """Every verdict so far: Ray's controller asks for its own until it has it."""
-        self.decided: Decision | None = None
+        self.decided: Sentence | None = None
         """About the group at work; None while nothing has happened to it."""
         self.given_up: str | None = None
         """Why the run ends."""
@@ -105,7 +105,7 @@ class Verdicts:
 
     def checkpoint_saved(self) -> None:
         """Failures before a checkpoint count no more: the run gets on."""
-        self._tally = Tally()
+        self._tally = FailureTally()
 
     def judge(self, case: Case, seats: Mapping[int, Seat], *, nodes_changed: bool = False) -> dict[str, Any]:
         """Decide what follows a failure.

@@ -53,7 +53,7 @@ class JobsApi(Protocol):
 
 
 @dataclass
-class Tally:
+class DeathTally:
     """What a guardian remembers of the deaths so far."""
 
     progress: int | None = None
@@ -61,7 +61,7 @@ class Tally:
     """In a row, without a new checkpoint."""
 
 
-def watch(api: JobsApi, charge: Charge, tally: Tally, *, sleep: Callable[[float], None] = time.sleep) -> str:
+def watch(api: JobsApi, charge: Charge, tally: DeathTally, *, sleep: Callable[[float], None] = time.sleep) -> str:
     """Look after a chain until it ends.
 
     Args:
@@ -137,7 +137,7 @@ class Guardian:
         from ray.job_submission import JobSubmissionClient
 
         os.environ["RAY_API_SERVER_ADDRESS"] = self._charge.dashboard_url  # what else the environment names would win
-        tally = Tally(progress=progress(self._charge))
+        tally = DeathTally(progress=progress(self._charge))
         while True:
             try:
                 logger.info("%s", watch(JobSubmissionClient(self._charge.dashboard_url), self._charge, tally))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.faults.rules import Decision
+from cluster.faults.rules import Sentence
 
 if TYPE_CHECKING:  # the actor needs no torch
     from cluster.train_loop import Regroup
@@ -34,7 +34,7 @@ class Orders:
     """All that the driver says, again with each exchange."""
 
     wishes: Wishes = field(default_factory=Wishes)
-    verdicts: Mapping[str, Decision] = field(default_factory=dict)
+    verdicts: Mapping[str, Sentence] = field(default_factory=dict)
     """What follows each failure of the workers, by its number."""
     wandb_key: str | None = field(default=None, repr=False)
 
@@ -64,7 +64,7 @@ class Mailbox:
         messages, self._messages = self._messages, []
         return messages
 
-    def verdict(self, report: dict[str, Any]) -> Decision | None:
+    def verdict(self, report: dict[str, Any]) -> Sentence | None:
         """What follows a failure of the workers; None until the driver has decided.
 
         Args:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.faults.hang import GroupWatch, Heartbeat, Verdict, beat_seconds, name_culprits, silent_seconds
+from cluster.faults.hang import GroupWatch, HangVerdict, Heartbeat, beat_seconds, name_culprits, silent_seconds
 
 TIMEOUT_SECONDS = 30.0
 WAITING: dict[str, Any] = {"collective": "all_reduce", "stack": ("c10d:1 in all_reduce",)}
@@ -40,7 +40,7 @@ class Bench:
     def __post_init__(self) -> None:
         self.watch = GroupWatch(TIMEOUT_SECONDS, lambda: self.now)
 
-    def run(self, seconds: int, *beats: Heartbeat, still_from: float = 0.0) -> Verdict | None:
+    def run(self, seconds: int, *beats: Heartbeat, still_from: float = 0.0) -> HangVerdict | None:
         """Let time pass; a heartbeat every two seconds of each of these ranks, standing still for ever longer."""
         for second in range(1, seconds + 1):
             self.now += 1

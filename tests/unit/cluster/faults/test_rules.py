@@ -12,8 +12,8 @@ from cluster.config import FaultsConfig
 from cluster.faults.failure import FailureKind, WorkerFailure
 from cluster.faults.rules import (
     Ending,
+    FailureTally,
     Ruling,
-    Tally,
     Terms,
     causes_by_rank,
     classify,
@@ -56,7 +56,7 @@ def ending(text: str, *, died: bool = True, preempted: bool = False) -> Ending:
 
 
 def rulings(causes: list[WorkerFailure], faults: FaultsConfig, terms: Terms = TERMS) -> list[Ruling]:
-    tally, found = Tally(), []
+    tally, found = FailureTally(), []
     for cause in causes:
         ruling, tally = rule(tally, faults, terms, cause)
         found.append(ruling)
@@ -238,7 +238,7 @@ def test_workers_start_on_other_terms_when_the_same_ones_would_lack_room(
 
 
 def test_error_that_a_retry_would_meet_again_ends_the_run_in_its_own_words() -> None:
-    ruling, _ = rule(Tally(), FaultsConfig(), TERMS, failure(), fatal="the disk is full. Make room.")
+    ruling, _ = rule(FailureTally(), FaultsConfig(), TERMS, failure(), fatal="the disk is full. Make room.")
     assert ruling == Ruling(decision="end", reason="the disk is full. Make room.")
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.job_submission import JobStatus
 
-from cluster.jobs.guardian import Charge, Tally, watch
+from cluster.jobs.guardian import Charge, DeathTally, watch
 from cluster.jobs.submission import ORIGIN, PREDECESSOR, chain, driver_was_killed
 
 SIGKILL = -9
@@ -59,7 +59,7 @@ class Api:
 
 def look_after(api: Api, tmp_path: Path) -> str:
     charge = Charge(origin="first", run_directory=str(tmp_path), dashboard_url="unused")
-    return watch(api, charge, Tally(), sleep=lambda seconds: None)
+    return watch(api, charge, DeathTally(), sleep=lambda seconds: None)
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_job_is_not_given_up_when_checkpoints_come_between_the_deaths(tmp_path: 
 
 
 def test_deaths_are_counted_on_when_the_jobs_api_fails_in_between(tmp_path: Path) -> None:
-    tally = Tally()
+    tally = DeathTally()
     charge = Charge(origin="first", run_directory=str(tmp_path), dashboard_url="unused")
     api = Api([(JobStatus.FAILED, SIGKILL)] * 9)
     calls = iter(range(99))

@@ -1,0 +1,1 @@
+"""Where runs live: a file system or an object store, behind one set of words (`operations`)."""
