@@ -29,6 +29,8 @@ _RAY_ENVIRONMENT = {
 """Set before Ray is imported; each is a trap of Ray 2.60: slow polls, changed directories, doubled output, a wait
 for the deadline of a node that is taken back, and a second cluster that starts by itself when a thread asks for
 something after the shutdown."""
+PACKAGES = Path(__file__).resolve().parents[2]
+"""Where the four packages lie side by side: the workers of a private cluster find them there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +73,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     for key, value in _RAY_ENVIRONMENT.items():
         os.environ.setdefault(key, value)
     if address is None:  # the processes of a private cluster inherit this; a submitted job brings its working directory
-        package_root = str(Path(__file__).resolve().parent.parent)
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (package_root, os.environ.get("PYTHONPATH"))))
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(PACKAGES), os.environ.get("PYTHONPATH"))))
     import ray
     from ray.exceptions import RayError
 
