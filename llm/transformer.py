@@ -16,7 +16,7 @@ from llm.config import ModelConfig
 from llm.errors import ModelInputError
 from llm.kv_cache import KeyValueCache
 from llm.layers import Block, Embedding, RMSNorm, rotary_tables
-from llm.loss import LossSums, cross_entropy_sums
+from llm.loss import LossSums, linear_cross_entropy_sums
 
 
 class Decoder(nn.Module):
@@ -151,9 +151,8 @@ class Transformer(nn.Module):
 def _project(
     hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor | None, loss_weights_BT: Tensor | None
 ) -> Tensor | LossSums:
-    logits_BTV = F.linear(hidden_BTD, weight_VD)
     if targets_BT is None:
-        return logits_BTV
+        return F.linear(hidden_BTD, weight_VD)
     if loss_weights_BT is None:
         loss_weights_BT = torch.ones_like(targets_BT, dtype=torch.float32)
-    return cross_entropy_sums(logits_BTV, targets_BT, loss_weights_BT)
+    return linear_cross_entropy_sums(hidden_BTD, weight_VD, targets_BT, loss_weights_BT)

@@ -1,0 +1,115 @@
+"""The loss that never holds all logits, against the one that does: values, gradients, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from llm.loss import LossSums, cross_entropy_sums, linear_cross_entropy_sums
+
+TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
+"""Relative to the largest number: fp32 sums in another order; bf16 products rounded in another order."""
+ROWS, WIDTH, VOCABULARY = 13, 8, 37
+
+Example = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
+
+def example(dtype: torch.dtype = torch.float32) -> Example:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, ROWS, WIDTH, generator=generator).to(dtype).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH, generator=generator).to(dtype).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (1, ROWS), generator=generator)
+    weights = torch.rand(1, ROWS, generator=generator)
+    weights[0, ::4] = 0.0
+    return hidden, weight, targets, weights
+
+
+def chunk_bytes(rows: int) -> int:
+    return 4 * VOCABULARY * rows
+
+
+def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
+    return cross_entropy_sums(F.linear(hidden, weight), targets, weights)
+
+
+def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
+    gap = (found.double() - wanted.double()).abs().max()
+    return bool(gap <= TOLERANCE[wanted.dtype] * wanted.double().abs().max())
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [1, 5, ROWS, 1000])
+def test_sums_and_gradients_equal_those_over_all_logits(rows: int, dtype: torch.dtype) -> None:
+    hidden, weight, targets, weights = example(dtype)
+    found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes(rows))
+    wanted = plain(hidden, weight, targets, weights)
+    assert found.loss_sum.item() == pytest.approx(wanted.loss_sum.item(), rel=1e-6)
+    assert torch.equal(found.weight_sum, wanted.weight_sum)
+    scale = 0.37
+    for one, other in zip(
+        torch.autograd.grad(found.loss_sum * scale, [hidden, weight]),
+        torch.autograd.grad(wanted.loss_sum * scale, [hidden, weight]),
+        strict=True,
+    ):
+        assert one.dtype == other.dtype == dtype
+        assert close(one, other)
+
+
+def test_position_changes_nothing_when_its_weight_is_zero() -> None:
+    hidden, weight, targets, weights = example()
+    altered = hidden.detach().clone()
+    altered[weights == 0] = 1e30
+    altered.requires_grad_()
+    found = linear_cross_entropy_sums(altered, weight, targets.masked_fill(weights == 0, -100), weights)
+    assert torch.equal(found.loss_sum, linear_cross_entropy_sums(hidden, weight, targets, weights).loss_sum)
+    (gradient,) = torch.autograd.grad(found.loss_sum, altered)
+    assert torch.equal(gradient[weights == 0], torch.zeros(int((weights == 0).sum()), WIDTH))
+
+
+@pytest.mark.parametrize("frozen", [0, 1], ids=["hidden", "weight"])
+def test_gradient_is_right_when_the_other_side_is_frozen(frozen: int) -> None:
+    inputs = list(example())
+    inputs[frozen] = inputs[frozen].detach()
+    moving = inputs[1 - frozen]
+    (found,) = torch.autograd.grad(linear_cross_entropy_sums(*inputs, chunk_bytes(5)).loss_sum, moving)
+    (wanted,) = torch.autograd.grad(plain(*inputs).loss_sum, moving)
+    assert close(found, wanted)
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the largest tensor that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for each in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(each, torch.Tensor):
+                self.bytes = max(self.bytes, each.untyped_storage().nbytes())
+        return result
+
+
+def test_logits_of_all_positions_are_never_held() -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 4096, 4, generator=generator).requires_grad_()
+    weight = torch.randn(512, 4, generator=generator).requires_grad_()
+    targets = torch.randint(0, 512, (1, 4096), generator=generator)
+    limit = 1 << 16
+    with Largest() as largest:
+        linear_cross_entropy_sums(hidden, weight, targets, torch.ones(1, 4096), limit).loss_sum.backward()
+    assert 0 < largest.bytes <= limit  # all logits are 128 times as much
+    assert weight.grad is not None
+
+
+def test_no_gradients_are_made_when_none_are_wanted() -> None:
+    hidden, weight, targets, weights = example()
+    with torch.no_grad():
+        found = linear_cross_entropy_sums(hidden, weight, targets, weights)
+    assert found.loss_sum.grad_fn is None
+    assert found.loss_sum.item() == pytest.approx(plain(hidden, weight, targets, weights).loss_sum.item(), rel=1e-6)
