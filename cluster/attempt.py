@@ -7,14 +7,10 @@ process, because what differs comes in: the topology, the engine and the link to
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from cluster.attempt_record import dataset_labels, first_event, manifest_run, run_facts, train_fields
+from cluster.attempt_record import first_event, manifest_run, run_facts, train_fields
 from cluster.batches import Feeder
 from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
@@ -22,21 +18,22 @@ from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
 from cluster.engines.initial_state import InitialState
 from cluster.errors import CheckpointError, RunBusyError
-from cluster.evaluation import evaluate
+from cluster.evaluation import evaluate_datasets
 from cluster.healer import Healer
+from cluster.late_evaluations import LateEffects, LateEvaluations
 from cluster.process_clock import age_seconds
-from cluster.record.logs import perplexity
 from cluster.record.wandb_mirror import Status
 from cluster.record.writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
+from cluster.storage.operations import storage_path
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
-from cluster.topology import Topology
+from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, Rhythm, train
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
-from data_pipeline.sequences import TrainingSequences, ValidationSequences
+from data_pipeline.sequences import TrainingSequences
 from llm.schedule import learning_rate
 
 __all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_attempt"]
@@ -80,10 +77,10 @@ class Workshop:
         self.topology = topology
         self.around = surroundings
         self.post = surroundings.link.post
-        self.directory = Path(config.storage) / config.name
+        self.directory = storage_path(config.storage) / config.name
         self.attempts = 0
         """Begun in this process so far: more than one after a rollback."""
-        _set_arithmetic(config, topology)
+        set_arithmetic(topology, deterministic=config.train.deterministic)
         self.collectives = Collectives()
 
         self.phase("opening the data")
@@ -148,6 +145,7 @@ class _Attempt:
         self._record: RecordWriter | None = self._open_record() if topology.is_main else None
         if shop.attempts == 1:
             self._healer.tell_untold()
+        self._late = self._open_late_evaluations() if topology.is_main else None
         self._writer = CheckpointWriter(
             shop.directory,
             attempt=self._attempt,
@@ -155,7 +153,10 @@ class _Attempt:
             world_size=topology.world_size,
             policy=config.checkpoint,
             hooks=WriterHooks(
-                agree=self._collectives.first_error, before_publish=self._before_publish, on_saved=self._on_saved
+                agree=self._collectives.first_error,
+                before_publish=self._before_publish,
+                on_saved=self._on_saved,
+                needed=lambda: () if self._late is None else self._late.kept_steps(),
             ),
         )
         self._feeder = self._make_feeder()
@@ -171,7 +172,7 @@ class _Attempt:
                 rhythm=Rhythm(
                     last_step=config.train.max_steps,
                     log_every_steps=config.train.log_every_steps,
-                    evaluate_every_steps=config.evaluation.every_steps,
+                    evaluate_every_steps=None if config.evaluation.beside_training else config.evaluation.every_steps,
                     checkpoint_every_steps=config.checkpoint.every_steps,
                 ),
                 learning_rate=lambda step: learning_rate(
@@ -188,6 +189,7 @@ class _Attempt:
                         "train", report.step, train_fields(report, config, self._shop.model, self._topology)
                     ),
                     evaluate=self._evaluate,
+                    record_evaluations=self._record_late,
                     save=self._save,
                     stop_requested=self._shop.around.link.stop_requested,
                     regroup_requested=self._shop.around.link.regroup_requested,
@@ -197,15 +199,16 @@ class _Attempt:
             if self._writer.awaits_next_loss:
                 self._writer.next_loss(self._loss_of_next_batch())
             self._writer.finish(last=ending in ("finished", "stopped"))
+            regroup = ending == "regroup" or (ending == "finished" and self._wait_for_late())
             if ending == "rollback":
                 self._healer.roll_back()
         except BaseException as error:
             self._close("failed", error)
             raise
-        self._close("finished" if ending == "finished" else "stopped")
+        self._close("finished" if ending == "finished" and not regroup else "stopped")
         if ending == "rollback":
             return None
-        return AttemptResult(step=self._step, finished=ending == "finished", regroup=ending == "regroup")
+        return AttemptResult(step=self._step, finished=ending == "finished", regroup=regroup)
 
     def _open_record(self) -> RecordWriter:
         """Bring the record to where training continues, and say so. Rank 0 only."""
@@ -262,26 +265,52 @@ class _Attempt:
         self._step = step
 
     def _evaluate(self, step: int) -> None:
-        data = self._config.data
-        for dataset, label in zip(self._plan.datasets, dataset_labels(self._plan.datasets), strict=True):
-            sequences = ValidationSequences(dataset, data.seq_len, data.document_mask)
-            if len(sequences) == 0:
-                continue
-            loss = evaluate(
-                self._engine,
-                sequences,
-                topology=self._topology,
-                collectives=self._collectives,
-                micro_batch_size=self._config.train.micro_batch_size,
-                document_mask=data.document_mask,
-                max_sequences=self._config.evaluation.max_sequences,
-            )
-            if loss is not None:
-                fields = {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
-                self._write_row("eval", step, fields)
+        for fields in evaluate_datasets(
+            self._engine,
+            self._plan.datasets,
+            self._config,
+            topology=self._topology,
+            collectives=self._collectives,
+        ):
+            self._write_row("eval", step, fields)
         for sample in self._shop.sampler.write(self._engine, step):
             if self._record is not None:
                 self._record.write_sample(step, name=sample.label, prompt=sample.prompt, text=sample.text)
+
+    def _open_late_evaluations(self) -> LateEvaluations | None:
+        """What is left to evaluate beside the training, where it is evaluated there. Rank 0 only."""
+        if not self._config.evaluation.beside_training:
+            return None
+        record = self._record
+        assert record is not None
+        return LateEvaluations(
+            self._config,
+            self._plan.datasets,
+            attempt=self._attempt,
+            step=self._step,
+            effects=LateEffects(
+                post=self._shop.post,
+                post_event=self._post_event,
+                outcomes=self._shop.around.evaluations,
+                write_row=lambda step, fields: self._write_row("eval", step, dict(fields)),
+                write_sample=lambda step, each: record.write_sample(
+                    step, name=each.name, prompt=each.prompt, text=each.text
+                ),
+            ),
+        )
+
+    def _record_late(self) -> None:
+        if self._late is not None:
+            self._late.take()
+
+    def _wait_for_late(self) -> bool:
+        """Wait for evaluations beside the training after its last step; whether other workers are to take over."""
+        if self._late is None:
+            return False
+        link = self._shop.around.link
+        self._late.wait(lambda: link.stop_requested() or link.regroup_requested() == "now", self._shop.phase)
+        self._writer.apply_retention()
+        return bool(self._late.waiting) and not link.stop_requested() and link.regroup_requested() == "now"
 
     def _make_feeder(self) -> Feeder:
         return Feeder(
@@ -314,17 +343,11 @@ class _Attempt:
 
     def _on_saved(self, event: dict[str, Any]) -> None:
         self._post_event(event)
-        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"]})
+        waiting = {} if self._late is None else self._late.saved(event["step"])
+        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"], **waiting})
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()
         self._writer.close()
         if self._record is not None:
             self._record.close(status, error)
-
-
-def _set_arithmetic(config: RunConfig, topology: Topology) -> None:
-    torch.set_num_threads(topology.threads)
-    if config.train.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)

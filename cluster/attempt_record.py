@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -12,13 +12,13 @@ import torch
 from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
+from cluster.evaluation import dataset_labels
 from cluster.healing import HEALING
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
 from cluster.train_loop import StepReport
 from cluster.versions import library_versions
-from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
 from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
@@ -100,15 +100,6 @@ def run_facts(
             for dataset, label in zip(plan.datasets, dataset_labels(plan.datasets), strict=True)
         ],
     }
-
-
-def dataset_labels(datasets: Sequence[Dataset]) -> list[str]:
-    """Names under which datasets are evaluated; those that share a name get their fingerprint's first letters too."""
-    names = [dataset.name for dataset in datasets]
-    return [
-        name if names.count(name) == 1 else f"{name}-{dataset.fingerprint[:6]}"
-        for name, dataset in zip(names, datasets, strict=True)
-    ]
 
 
 def first_event(

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,7 +18,9 @@ from cluster.config import RunConfig
 from cluster.errors import CheckpointError, RunNotFoundError, RunRefusedError
 from cluster.resolution import resolve_model
 from cluster.resume import Change, changes, completed
-from cluster.run_directory import RunDirectory, config_as_dict
+from cluster.run_directory import RUN_NAME, RunDirectory, config_as_dict
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_names, storage_path
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
@@ -42,6 +43,10 @@ _OPTIMIZER_MAY_CHANGE = (
     "gradient_clip_norm",
 )
 """What an optimizer applies, as against what it keeps."""
+CLAIM_NAME = "branching.json"
+"""In an object store, where nothing is renamed: what a branch is called whose run.json is not there yet."""
+LEASE_NAME = "lease"
+"""Where `cluster.lease` keeps its files: what lies there says nothing of a run."""
 _MODEL_MAY_CHANGE = ("attention",)
 _COUNTED = "tokens so far and the place in the data are counted as steps times one size of a step"
 _REFUSED = {
@@ -74,9 +79,9 @@ class Branch:
     """Why the child's data begins at its first sequence; empty where it goes on from the parent's position."""
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> StoragePath:
         """Where the child will be."""
-        return Path(self.config.storage) / self.config.name
+        return storage_path(self.config.storage) / self.config.name
 
     @property
     def step(self) -> int:
@@ -98,7 +103,7 @@ class Branch:
         )
 
 
-def plan_branch(parent: Path, step: int, config: RunConfig) -> Branch:
+def plan_branch(parent: StoragePath, step: int, config: RunConfig) -> Branch:
     """Check that a run can begin with the state that its parent had at a step, and settle its data. Changes nothing.
 
     Args:
@@ -112,7 +117,7 @@ def plan_branch(parent: Path, step: int, config: RunConfig) -> Branch:
         RunRefusedError: The child's name is taken, or it cannot take over the state.
         data_pipeline.errors.DataError: Its data cannot be used.
     """
-    refuse_taken_name(Path(config.storage) / config.name)
+    refuse_taken_name(storage_path(config.storage) / config.name)
     if not RunDirectory(parent).exists():
         raise RunNotFoundError(f"{parent} is no run: it has no run.json. Name the directory of a run, storage/name.")
     info = find_checkpoint(parent, step)
@@ -153,18 +158,30 @@ def plan_branch(parent: Path, step: int, config: RunConfig) -> Branch:
     )
 
 
-def refuse_taken_name(directory: Path) -> None:
-    """Refuse a name under which there is something already.
+def refuse_taken_name(directory: StoragePath) -> None:
+    """Refuse a name under which there is something already, other than what a branch that was not finished has left.
 
     Raises:
         RunRefusedError: There is.
     """
-    if directory.exists() or directory.is_symlink():
-        what = "a run" if RunDirectory(directory).exists() else "something"
+    if isinstance(directory, ObjectPath):
+        there = [name for name in _names_in(directory) if name != LEASE_NAME]
+        taken, run = bool(there) and (RUN_NAME in there or CLAIM_NAME not in there), RUN_NAME in there
+    else:
+        taken, run = directory.exists() or directory.is_symlink(), RunDirectory(directory).exists()
+    if taken:
+        what = "a run" if run else "something"
         raise RunRefusedError(
             f"{directory} is {what} already, and a branch replaces nothing. Give the branch another NAME, or another "
             "storage=DIRECTORY."
         )
+
+
+def _names_in(directory: ObjectPath) -> list[str]:
+    try:
+        return list_names(directory)
+    except FileNotFoundError:
+        return []
 
 
 def _open_plan(config: RunConfig) -> DataPlan:
@@ -206,7 +223,7 @@ def _why_refused(change: Change) -> str | None:
 
 
 def _check_tokenizer_and_model(
-    before: Mapping[str, Any], manifest: Manifest, config: RunConfig, plan: DataPlan, parent: Path
+    before: Mapping[str, Any], manifest: Manifest, config: RunConfig, plan: DataPlan, parent: StoragePath
 ) -> None:
     dataset, wanted = plan.datasets[0], manifest.run["data_plan"]["tokenizer"]
     if dataset.tokenizer_hash != wanted:
@@ -255,7 +272,7 @@ def _with_skips(inherited: SkipLedger, added: Sequence[tuple[int, int]], *, posi
     return skips
 
 
-def _lineage(parent: Path, info: CheckpointInfo) -> dict[str, Any]:
+def _lineage(parent: StoragePath, info: CheckpointInfo) -> dict[str, Any]:
     """What the child says of its parent; a parent that is a branch brings its own lineage along."""
     facts = RunDirectory(parent).facts()
     lineage = {
@@ -285,4 +302,13 @@ def vanished(info: CheckpointInfo) -> CheckpointError:
     )
 
 
-__all__ = ["BRANCHED_FROM", "PARENT", "Branch", "plan_branch", "refuse_taken_name", "vanished"]
+__all__ = [
+    "BRANCHED_FROM",
+    "CLAIM_NAME",
+    "LEASE_NAME",
+    "PARENT",
+    "Branch",
+    "plan_branch",
+    "refuse_taken_name",
+    "vanished",
+]

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,13 +16,25 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster import branch_objects
 from cluster.branch import BRANCHED_FROM, PARENT, Branch, refuse_taken_name, vanished
 from cluster.checkpoint import CheckpointInfo, Manifest, verify
 from cluster.checkpoint.manifest import MANIFEST_NAME, attempt_name, step_directory
+from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointError, StorageError
 from cluster.healing import HEALING, Decisions
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory, config_as_dict, prepare_storage
-from data_pipeline.publish import sync_directory, sync_file, write_atomically
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import (
+    StoragePath,
+    copy_file,
+    each_of,
+    make_directory,
+    storage_path,
+    sync_directory,
+    write_atomically,
+)
+from data_pipeline.publish import sync_file
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +47,12 @@ Progress = Callable[[int, int], None]
 """progress(bytes done, bytes in all)"""
 
 
-def create_branch(branch: Branch, resolved_yaml: str, progress: Progress = lambda done, total: None) -> Path:
+def create_branch(branch: Branch, resolved_yaml: str, progress: Progress = lambda done, total: None) -> StoragePath:
     """Make the run's directory: built under a hidden name, renamed when it is whole and verified.
 
     The tensor files are hard links to the parent's where the file system can, so that the parent may go on, and delete
-    its own, meanwhile; elsewhere they are copied.
+    its own, meanwhile; elsewhere they are copied, within an object store by the store itself. There the run is built
+    in its place, and is none before its run.json comes, last.
 
     Args:
         branch: From `plan_branch`.
@@ -50,33 +64,45 @@ def create_branch(branch: Branch, resolved_yaml: str, progress: Progress = lambd
 
     Raises:
         CheckpointError: The parent's checkpoint is damaged, or was removed in this moment.
+        CheckpointUnreadableError: It cannot be read here and now.
         RunRefusedError: The name was taken meanwhile.
         StorageError: The storage is full or cannot be written.
     """
-    prepare_storage(Path(branch.config.storage))
-    with _workplace(branch.directory) as working:
-        manifest = _take_over_files(branch, working, progress)
-        record = RunDirectory(working)
-        record.create(branch.config, resolved_yaml)
-        facts = record.update({PARENT: branch.lineage, PUBLISHED_STEP: branch.step})
-        run = {
-            **manifest.run,
-            "data_position": branch.plan.position_after(branch.step, branch.skips),
-            "skip_ledger": branch.skips.to_json(),
-            "data_plan": branch.plan.describe(),
-            "data_plan_fingerprint": branch.plan.fingerprint,
-            "config": config_as_dict(branch.config),
-            "rng": {**manifest.run.get("rng", {}), "seed": branch.config.seed},
-            "wandb_id": facts["wandb"]["id"],
-            BRANCHED_FROM: branch.lineage,
-            **_healing(branch),
-        }
-        manifest = replace(manifest, run=run, next_batch_loss=branch.next_batch_loss)
-        write_atomically(step_directory(working, branch.step) / MANIFEST_NAME, manifest.to_bytes())
-        write_atomically(working / TOKENIZER_NAME, (branch.plan.datasets[0].directory / TOKENIZER_NAME).read_bytes())
-        sync_directory(working / "checkpoints")
-        _publish(working, branch.directory)
-    return branch.directory
+    target = branch.directory
+    prepare_storage(storage_path(branch.config.storage))
+    if isinstance(target, ObjectPath):
+        with branch_objects.making(target), tempfile.TemporaryDirectory(prefix="longhaul-branch-") as small:
+            _fill(branch, resolved_yaml, target, Path(small), progress)
+            branch_objects.publish(Path(small), target)
+    else:
+        with _workplace(target) as working:
+            _fill(branch, resolved_yaml, working, working, progress)
+            sync_directory(working / "checkpoints")
+            _publish(working, target)
+    return target
+
+
+def _fill(branch: Branch, resolved_yaml: str, working: StoragePath, small: Path, progress: Progress) -> None:
+    """Put the checkpoint into one directory, and the run's small files into another or the same."""
+    manifest = _take_over_files(branch, working, progress)
+    record = RunDirectory(small)
+    record.create(branch.config, resolved_yaml)
+    facts = record.update({PARENT: branch.lineage, PUBLISHED_STEP: branch.step})
+    run = {
+        **manifest.run,
+        "data_position": branch.plan.position_after(branch.step, branch.skips),
+        "skip_ledger": branch.skips.to_json(),
+        "data_plan": branch.plan.describe(),
+        "data_plan_fingerprint": branch.plan.fingerprint,
+        "config": config_as_dict(branch.config),
+        "rng": {**manifest.run.get("rng", {}), "seed": branch.config.seed},
+        "wandb_id": facts["wandb"]["id"],
+        BRANCHED_FROM: branch.lineage,
+        **_healing(branch),
+    }
+    manifest = replace(manifest, run=run, next_batch_loss=branch.next_batch_loss)
+    write_atomically(step_directory(working, branch.step) / MANIFEST_NAME, manifest.to_bytes())
+    write_atomically(small / TOKENIZER_NAME, (branch.plan.datasets[0].directory / TOKENIZER_NAME).read_bytes())
 
 
 def _healing(branch: Branch) -> dict[str, Any]:
@@ -89,7 +115,7 @@ def _healing(branch: Branch) -> dict[str, Any]:
     return {HEALING: {**Decisions(skips=branch.skips, withheld=withheld).to_json(), "losses": losses}}
 
 
-def _take_over_files(branch: Branch, working: Path, progress: Progress) -> Manifest:
+def _take_over_files(branch: Branch, working: StoragePath, progress: Progress) -> Manifest:
     """Link or copy the tensor files and verify them.
 
     Returns:
@@ -97,12 +123,17 @@ def _take_over_files(branch: Branch, working: Path, progress: Progress) -> Manif
     """
     directory = step_directory(working, branch.step)
     places = {record.path: f"{attempt_name(_ATTEMPT)}/{Path(record.path).name}" for record in branch.manifest.files}
-    (directory / attempt_name(_ATTEMPT)).mkdir(parents=True)
-    for old, new in places.items():  # all of them before the first is read: what is linked cannot vanish any more
+    make_directory(directory / attempt_name(_ATTEMPT))
+
+    def take(old: str) -> None:
         try:
-            _link_or_copy(branch.info.directory / old, directory / new)
+            _link_or_copy(branch.info.directory / old, directory / places[old])
         except FileNotFoundError as error:
             raise vanished(branch.info) from error
+
+    beside = isinstance(branch.info.directory, ObjectPath)  # a store that copies by itself does several at once
+    # All of them before the first is read: what is linked cannot vanish any more.
+    each_of(places, take, at=directory if beside else Path())
     sync_directory(directory / attempt_name(_ATTEMPT))
     manifest = replace(
         branch.manifest,
@@ -122,13 +153,16 @@ def _take_over_files(branch: Branch, working: Path, progress: Progress) -> Manif
             verify(taken, [record])
         except CheckpointError as error:
             told = str(error).replace(str(directory / record.path), str(branch.info.directory / old))
-            raise CheckpointError(f"{told} Branch from another step, or restore the file from a copy.") from error
+            raise type(error)(f"{told} Branch from another step, or restore the file from a copy.") from error
         done += record.size_bytes
     progress(done, manifest.size_bytes)
     return manifest
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
+def _link_or_copy(source: StoragePath, target: StoragePath) -> None:
+    if isinstance(source, ObjectPath) or isinstance(target, ObjectPath):
+        retried(lambda: copy_file(source, target), f"copying {source}")
+        return
     try:
         os.link(source, target)
     except FileNotFoundError:

@@ -7,6 +7,8 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.errors import StorageError
+from cluster.storage.object_path import ObjectPath
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
@@ -263,11 +265,26 @@ class EvaluationConfig:
     """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document."""
     sample_tokens: int = 64
     """Tokens that it writes for each prompt at most, one forward pass on every worker each; 0: no samples."""
+    beside_training: bool = False
+    """Evaluate in tasks of their own, from the checkpoint of the step, while the workers train on: the lines come
+    later, with the step they belong to. A task holds the whole model and takes room that the workers leave free."""
+    cpus_per_task: float = 1.0
+    """CPU cores that an evaluation beside the training waits for; its threads are as many, at least 1. 0: it waits for
+    none and shares those of others."""
+    gpus_per_task: Literal["auto"] | int = "auto"
+    """GPUs of an evaluation beside the training: 0 or 1. `auto` takes 1 where the workers train on GPUs."""
+    max_waiting: int = 4
+    """Checkpoints that are kept for their evaluation beside the training where `checkpoint.keep_last` would not keep
+    them. Where more wait, evaluations are left out, and an event says which."""
+    task_timeout_seconds: float = 1800.0
+    """Longest that an evaluation beside the training may compute before it is ended and tried again, and longest wait
+    at the end of the training for one of those that are missing."""
 
     def __post_init__(self) -> None:
         for name in ("every_steps", "max_sequences"):
             if getattr(self, name) is not None:
                 _require_at_least_one(name, getattr(self, name))
+        self._check_tasks()
         if self.sample_tokens < 0:
             raise ValueError(f"sample_tokens is {self.sample_tokens}: it is a count, or 0 for no samples.")
         if len(set(self.prompts)) < len(self.prompts):
@@ -277,6 +294,26 @@ class EvaluationConfig:
         for prompt in self.prompts:
             if any("\ud800" <= letter <= "\udfff" for letter in prompt):
                 raise ValueError(f"prompts hold {prompt!r}, which has half a UTF-16 pair and is no text. Remove it.")
+
+    @property
+    def threads_per_task(self) -> int:
+        """Threads of arithmetic of an evaluation beside the training."""
+        return max(1, int(self.cpus_per_task))
+
+    def _check_tasks(self) -> None:
+        """Refuse what an evaluation beside the training cannot be."""
+        if self.beside_training and self.every_steps is None:
+            raise ValueError(
+                "beside_training is on and every_steps is null: nothing would be evaluated. Name the steps between "
+                "evaluations, a multiple of checkpoint.every_steps, or leave beside_training out."
+            )
+        if not 0 <= self.cpus_per_task < math.inf:
+            raise ValueError(f"cpus_per_task is {self.cpus_per_task}: it is a number of CPU cores, 0 or more.")
+        if self.gpus_per_task not in ("auto", 0, 1):
+            raise ValueError(f"gpus_per_task is {self.gpus_per_task}: an evaluation takes 0 or 1 GPU, or `auto`.")
+        _require_at_least_one("max_waiting", self.max_waiting)
+        if not 0 < self.task_timeout_seconds < math.inf:
+            raise ValueError(f"task_timeout_seconds is {self.task_timeout_seconds}, and must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,7 +352,7 @@ class RunConfig:
     task: Literal["pretrain"] = "pretrain"
     """What is learned."""
     storage: str = "runs"
-    """Directory that all nodes see."""
+    """Directory that all nodes see, or a place in an object store: s3://bucket/runs, gs://..., az://..."""
     seed: int = 1234
     """Key of the initial weights and of the sample order."""
     data: DataConfig
@@ -350,15 +387,22 @@ class RunConfig:
                 "begins with a letter or digit and has at most 128 of them."
             )
         if "://" in self.storage:
-            raise ValueError(
-                f"storage is {self.storage!r}: object stores are not supported yet. "
-                "Name a directory that every node sees (NFS, Lustre, a mounted bucket)."
-            )
+            try:
+                ObjectPath(self.storage)
+            except StorageError as error:
+                raise ValueError(str(error)) from error
         if self.resources.max_workers > self.train.global_batch_size:
             raise ValueError(
                 f"resources.workers is {self.resources.max_workers} and train.global_batch_size "
                 f"{self.train.global_batch_size}: a worker without a sequence would idle. "
                 "Lower the workers or raise the batch."
+            )
+        every_steps = self.evaluation.every_steps
+        if self.evaluation.beside_training and every_steps is not None and every_steps % self.checkpoint.every_steps:
+            raise ValueError(
+                f"evaluation.every_steps is {every_steps} and checkpoint.every_steps {self.checkpoint.every_steps}: "
+                "evaluation.beside_training measures checkpoints, and some steps would have none. Make "
+                "evaluation.every_steps a multiple of checkpoint.every_steps, or turn evaluation.beside_training off."
             )
 
 

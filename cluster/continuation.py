@@ -27,6 +27,7 @@ from cluster.healing import HEALING, Decisions, of_another_history
 from cluster.record.logs import EVENTS_NAME, read_lines
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory, config_as_dict
+from cluster.storage.operations import StoragePath, storage_path
 from cluster.topology import Layout, Precision, Topology
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
@@ -97,7 +98,7 @@ def load_newest(
         CheckpointDamagedError: A rank found damage only while it was loading; another attempt takes the one before.
         RunRefusedError: What the curve depends on was changed.
     """
-    directory = Path(config.storage) / config.name
+    directory = storage_path(config.storage) / config.name
     record = RunDirectory(directory)
     facts, candidates = collectives.from_main(
         (record.facts() if record.exists() else {}, list_checkpoints(directory)) if topology.is_main else ({}, [])
@@ -227,7 +228,7 @@ def reject_loaded(
     raise CheckpointMismatchError(f"checkpoint {continuation.info.directory} was rejected: {reason}.")
 
 
-def _is_told(info: CheckpointInfo, directory: Path) -> bool:
+def _is_told(info: CheckpointInfo, directory: StoragePath) -> bool:
     """Whether the record has an event of this very rejection."""
     rejection = info.rejection
     return rejection is not None and any(

@@ -16,6 +16,7 @@ from cluster.errors import ResourcesError, RunBusyError
 from cluster.healing import Decisions
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
+from cluster.late_evaluations import evaluations_are_missing
 from cluster.lease import Lease, forget, hold
 from cluster.on_ray.preflight import check_cluster, examine_node
 from cluster.on_ray.ray_cluster import Cluster, connect
@@ -29,13 +30,15 @@ from cluster.run_directory import (
     TOKENIZER_NAME,
     RunDirectory,
     config_as_dict,
+    end_setting_aside,
+    is_half_set_aside,
     prepare_storage,
     set_aside,
 )
+from cluster.storage.operations import StoragePath, make_directory, storage_path, write_atomically
 from data_pipeline.config import MixtureEntry
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan, TrainingLedger
-from data_pipeline.publish import write_atomically
 from data_pipeline.skip_ledger import SkipLedger
 
 _T = TypeVar("_T")
@@ -49,7 +52,7 @@ _RETRY_SECONDS = 15.0
 class RunOutcome:
     """How a run stands after the command."""
 
-    run_directory: Path
+    run_directory: StoragePath
     step: int
     status: str
     """`finished` or `stopped`."""
@@ -92,23 +95,29 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
         ClusterError: The run was refused or failed; the message says why and what to do.
         data_pipeline.errors.DataError: The data cannot be used.
     """
-    directory = Path(config.storage) / config.name
+    storage = storage_path(config.storage)
+    directory = storage / config.name
     say = _teller(listener)
+    if not isinstance(storage, Path):  # it must answer before it is asked for the run, and nothing is left there
+        prepare_storage(storage)
     fresh = launch.fresh and not _was_begun_by(launch.job, directory)
     plan = _open_plan(config, {} if fresh else _facts(directory))
-    prepare_storage(Path(config.storage))
-    newest = None if fresh else _check_continuation(config, plan, directory)
+    if isinstance(storage, Path):
+        prepare_storage(storage)
+    newest = None if fresh or is_half_set_aside(directory) else _check_continuation(config, plan, directory)
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
         check_reachable(launch.wandb_server)  # asked for by name; a run that has begun spools instead
-    directory.mkdir(exist_ok=True)
+    make_directory(directory)
     try:
         with ExitStack() as held:
             cluster = _join(launch, directory, held, say) if launch.job else None
             lease = _patiently(
                 launch.job, say, lambda: held.enter_context(hold(directory, job=_job_id(launch), say=say))
             )
-            if newest is not None and newest.step >= config.train.max_steps:
-                events = EventsLog(directory, clock=time.time)
+            end_setting_aside(directory)
+            finished = newest is not None and newest.step >= config.train.max_steps
+            if newest is not None and finished and not evaluations_are_missing(config, plan.datasets):
+                events = EventsLog(directory, clock=time.time, token=lease.token)
                 if events.last() != "finished":
                     events.write("finished", step=newest.step)
                 return _outcome(directory, plan, newest.step, "finished", trained_now=False)
@@ -119,10 +128,7 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
                 launch.job, say, lambda: check_cluster(config, cluster, fingerprints, device_so_far=device, say=say)
             )
             if fresh and RunDirectory(directory).exists():
-                lease.pause()
-                say(f"set the old run aside as {set_aside(directory)}")
-                directory.mkdir(exist_ok=True)
-                lease = held.enter_context(hold(directory, job=_job_id(launch), above=lease.token))
+                lease = _set_aside(directory, lease, launch, held, say)
             return _train(config, launch, plan, lease, listener, gpus_per_worker)
     finally:
         _forget_unbegun(directory)
@@ -132,13 +138,13 @@ def _train(
     config: RunConfig, launch: Launch, plan: DataPlan, lease: Lease, listener: Listener, gpus_per_worker: int
 ) -> RunOutcome:
     """Begin or continue the run that this driver holds, and tell its end."""
-    directory = Path(config.storage) / config.name
+    directory = storage_path(config.storage) / config.name
     record = RunDirectory(directory)
     record.create(config, launch.resolved_yaml)
     if launch.job is not None:
         record.update({_JOB: launch.job.origin})
     _keep_tokenizer(config, directory)
-    events = EventsLog(directory, clock=time.time)
+    events = EventsLog(directory, clock=time.time, token=lease.token)
     tracking = _tracking(config, launch, record)
     fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
     desk = Desk(
@@ -148,7 +154,7 @@ def _train(
         listener=listener,
         private_cluster=launch.ray_address is None,
         job=_job_facts(launch),
-        examine=lambda node_id: examine_node(Path(config.storage), fingerprints, node_id),
+        examine=lambda node_id: examine_node(storage_path(config.storage), fingerprints, node_id),
     )
     try:
         result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
@@ -169,13 +175,27 @@ def _train(
     return outcome
 
 
-def _was_begun_by(job: Submission | None, directory: Path) -> bool:
+def _set_aside(
+    directory: StoragePath, lease: Lease, launch: Launch, held: ExitStack, say: Callable[[str], None]
+) -> Lease:
+    """Move the old run out of the way; the lease that holds the place from then on."""
+    if not isinstance(directory, Path):  # its lease stays where it is, and is renewed while the rest is copied
+        say("setting the old run aside, object by object")
+        say(f"set the old run aside as {set_aside(directory)}")
+        return lease
+    lease.pause()
+    say(f"set the old run aside as {set_aside(directory)}")
+    make_directory(directory)
+    return held.enter_context(hold(directory, job=_job_id(launch), above=lease.token))
+
+
+def _was_begun_by(job: Submission | None, directory: StoragePath) -> bool:
     """Whether the run in the directory was begun by this job, before its driver died."""
     record = RunDirectory(directory)
     return job is not None and record.exists() and record.facts().get(_JOB) == job.origin
 
 
-def _join(launch: Launch, directory: Path, held: ExitStack, say: Callable[[str], None]) -> Cluster:
+def _join(launch: Launch, directory: StoragePath, held: ExitStack, say: Callable[[str], None]) -> Cluster:
     """Join the cluster or start one; inside a Ray job, have a guardian submit it again should this driver die."""
     say("joining the cluster" if launch.ray_address else "starting Ray")
     cluster = held.enter_context(connect(launch.ray_address))
@@ -219,19 +239,20 @@ def _job_facts(launch: Launch) -> dict[str, str]:
     return {"job": launch.job.id} | ({"continues_job": launch.job.predecessor} if launch.job.predecessor else {})
 
 
-def _forget_unbegun(directory: Path) -> None:
+def _forget_unbegun(directory: StoragePath) -> None:
     """Leave nothing of a run that was refused before it began."""
     if directory.is_dir() and not RunDirectory(directory).exists():
         forget(directory)
-        with contextlib.suppress(OSError):
-            directory.rmdir()
+        if isinstance(directory, Path):
+            with contextlib.suppress(OSError):
+                directory.rmdir()
 
 
 def _datasets(config: RunConfig, plan: DataPlan) -> Iterator[tuple[MixtureEntry, Dataset]]:
     return zip(config.data.entries, plan.datasets, strict=True)
 
 
-def _facts(directory: Path) -> dict[str, Any]:
+def _facts(directory: StoragePath) -> dict[str, Any]:
     record = RunDirectory(directory)
     return record.facts() if record.exists() else {}
 
@@ -250,7 +271,7 @@ def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
     return plan
 
 
-def _check_continuation(config: RunConfig, plan: DataPlan, directory: Path) -> CheckpointInfo | None:
+def _check_continuation(config: RunConfig, plan: DataPlan, directory: StoragePath) -> CheckpointInfo | None:
     """Compare with what the run holds; a checkpoint that would end the run is verified byte by byte."""
     usable = [info for info in list_checkpoints(directory) if info.problem is None]
     if not usable:
@@ -267,7 +288,7 @@ def _check_continuation(config: RunConfig, plan: DataPlan, directory: Path) -> C
     return newest
 
 
-def _keep_tokenizer(config: RunConfig, directory: Path) -> None:
+def _keep_tokenizer(config: RunConfig, directory: StoragePath) -> None:
     """Copy the tokenizer into the run, so that it generates text wherever it is moved."""
     source = Path(config.data.entries[0].path) / TOKENIZER_NAME
     write_atomically(directory / TOKENIZER_NAME, source.read_bytes())
@@ -291,7 +312,7 @@ def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> Tracki
     )
 
 
-def _outcome(directory: Path, plan: DataPlan, step: int, status: str, *, trained_now: bool) -> RunOutcome:
+def _outcome(directory: StoragePath, plan: DataPlan, step: int, status: str, *, trained_now: bool) -> RunOutcome:
     validation = {
         row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
     }

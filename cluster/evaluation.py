@@ -2,18 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 
 from cluster.batches import PADDING, to_device
 from cluster.collectives import Collectives
-from cluster.engines.protocol import Engine, MicroBatch
+from cluster.config import RunConfig
+from cluster.engines.protocol import Forward, MicroBatch
+from cluster.record.logs import perplexity
 from cluster.topology import Topology
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import Dataset
 from data_pipeline.sequences import ValidationSequences
 
 
+def evaluate_datasets(
+    model: Forward, datasets: Sequence[Dataset], config: RunConfig, *, topology: Topology, collectives: Collectives
+) -> Iterator[dict[str, Any]]:
+    """Evaluate one dataset after another, those with a validation split; called on all ranks.
+
+    Yields:
+        Fields of an `eval` line: name, eval/loss (nats), eval/perplexity.
+    """
+    for dataset, label in zip(datasets, dataset_labels(datasets), strict=True):
+        sequences = validation_of(dataset, config.data)
+        if len(sequences) == 0:
+            continue
+        loss = evaluate(
+            model,
+            sequences,
+            topology=topology,
+            collectives=collectives,
+            micro_batch_size=config.train.micro_batch_size,
+            document_mask=config.data.document_mask,
+            max_sequences=config.evaluation.max_sequences,
+        )
+        if loss is not None:
+            yield {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
+
+
 def evaluate(
-    engine: Engine,
+    model: Forward,
     sequences: ValidationSequences,
     *,
     topology: Topology,
@@ -41,8 +73,31 @@ def evaluate(
         batch = to_device(sequences.read(indices), topology.device)
         if not document_mask:
             batch = MicroBatch(batch.tokens, batch.targets, batch.loss_weights, None)
-        sums = engine.evaluate(batch)
+        sums = model.evaluate(batch)
         loss_sum += sums.loss_sum
         weight_sum += sums.weight_sum
     whole_loss, whole_weight = collectives.sum([loss_sum.item(), weight_sum.item()])
     return whole_loss / whole_weight if whole_weight else None
+
+
+def validation_of(dataset: Dataset, data: DataConfig) -> ValidationSequences:
+    """The validation split of a dataset, cut as a run's data are."""
+    return ValidationSequences(dataset, data.seq_len, data.document_mask)
+
+
+def evaluated_names(datasets: Sequence[Dataset], data: DataConfig) -> tuple[str, ...]:
+    """Names of the datasets that have something to evaluate on."""
+    return tuple(
+        label
+        for dataset, label in zip(datasets, dataset_labels(datasets), strict=True)
+        if len(validation_of(dataset, data)) > 0
+    )
+
+
+def dataset_labels(datasets: Sequence[Dataset]) -> list[str]:
+    """Names under which datasets are evaluated; those that share a name get their fingerprint's first letters too."""
+    names = [dataset.name for dataset in datasets]
+    return [
+        name if names.count(name) == 1 else f"{name}-{dataset.fingerprint[:6]}"
+        for name, dataset in zip(names, datasets, strict=True)
+    ]

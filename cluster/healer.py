@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint import list_checkpoints, reject
@@ -15,6 +14,7 @@ from cluster.continuation import Continuation
 from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, check_rollbacks, first_skipped_step
 from cluster.record.logs import EVENTS_NAME, read_lines
 from cluster.run_directory import RunDirectory
+from cluster.storage.operations import storage_path
 from cluster.topology import Topology
 from cluster.train_loop import Verdict
 from data_pipeline.plan import DataPlan
@@ -51,7 +51,7 @@ class Healer:
         self._topology = topology
         self._collectives = collectives
         self._post = post
-        self._directory = Path(config.storage) / config.name
+        self._directory = storage_path(config.storage) / config.name
         self._watch = HealthWatch(
             config.healing, memory=origin.memory, withheld=origin.decisions.withheld, run=config.name
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -19,10 +18,14 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
-from cluster.errors import RunNotFoundError
+from cluster.checkpoint.retry import retried
+from cluster.errors import RunNotFoundError, StorageError
 from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
-from cluster.run_directory import TOKENIZER_NAME
+from cluster.run_directory import RUN_NAME, TOKENIZER_NAME
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, storage_path
+from cluster.storage_check import account_of
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -47,31 +50,27 @@ class LoadedModel:
     data: DataConfig
     dataset_paths: tuple[str, ...]
     step: int
-    run_directory: Path
+    run_directory: StoragePath
 
 
 def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     """Load the newest good checkpoint of a run, or one checkpoint, in fp32.
 
     Args:
-        reference: A run's directory, or `RUN/checkpoints/step-00000100`.
+        reference: A run's directory or URI, or `RUN/checkpoints/step-00000100`.
         device: Where the model computes.
 
     Raises:
         RunNotFoundError: There is no such run or checkpoint.
         CheckpointError: The checkpoint is damaged.
+        StorageError: The store does not answer, or refuses to.
     """
-    info, run_directory = _resolve(Path(reference).expanduser().resolve())
+    place = storage_path(reference)
+    info, run_directory = _resolve(place if isinstance(place, ObjectPath) else place.expanduser().resolve())
     assert info.manifest is not None
     run = info.manifest.run
-    tokenizer = Tokenizer.load(run_directory / TOKENIZER_NAME)
-    config = resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size)
-    attention, _ = resolve_attention(config.attention)
-    model = Transformer(config, attention)
-    reader = CheckpointReader(info.directory, info.manifest)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(reader.whole(name))
+    tokenizer = _tokenizer(run_directory / TOKENIZER_NAME)
+    model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size))
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),
@@ -85,6 +84,26 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
         step=info.step,
         run_directory=run_directory,
     )
+
+
+def read_model(info: CheckpointInfo, config: ModelConfig) -> Transformer:
+    """The model of a checkpoint, in fp32 on the CPU.
+
+    Args:
+        info: The checkpoint, its files verified.
+        config: The model, with the tokenizer's size put in.
+
+    Raises:
+        CheckpointError: The checkpoint is of another model, or cannot be read.
+    """
+    assert info.manifest is not None
+    attention, _ = resolve_attention(config.attention)
+    model = Transformer(config, attention)
+    reader = CheckpointReader(info.directory, info.manifest)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(reader.whole(name))
+    return model
 
 
 def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]:
@@ -152,13 +171,29 @@ def _device(loaded: LoadedModel) -> str:
     return str(next(loaded.model.parameters()).device)
 
 
-def _resolve(path: Path) -> tuple[CheckpointInfo, Path]:
-    if (path / MANIFEST_NAME).exists() and path.parent.name == "checkpoints":
+def _tokenizer(path: StoragePath) -> Tokenizer:
+    if not isinstance(path, ObjectPath):
+        return Tokenizer.load(path)
+    try:
+        return Tokenizer.from_bytes(retried(path.read_bytes, f"reading {path}"), str(path))
+    except OSError as error:
+        raise StorageError(f"the run's tokenizer {path} cannot be read: {account_of(path, error)}.") from error
+
+
+def _is_there(path: StoragePath) -> bool:
+    try:
+        return retried(path.is_file, f"looking for {path}")
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {account_of(path, error)}.") from error
+
+
+def _resolve(path: StoragePath) -> tuple[CheckpointInfo, StoragePath]:
+    if path.parent.name == "checkpoints" and _is_there(path / MANIFEST_NAME):
         run_directory = path.parent.parent
         info = find_checkpoint(run_directory, int(path.name.removeprefix("step-")))
         verify(info)
         return info, run_directory
-    if not (path / "run.json").exists():
+    if not _is_there(path / RUN_NAME):
         raise RunNotFoundError(
             f"{path} is neither a run nor a checkpoint: a run has a run.json, a checkpoint a {MANIFEST_NAME}. Name a "
             "run's directory (storage/name), or one of its checkpoints/step-…"

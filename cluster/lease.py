@@ -1,7 +1,7 @@
 """The lease on a run: one driver at a time, on whatever machine, and a fencing token that its workers carry.
 
 `RUN/lease/0000000007.json` says who holds token 7. A driver takes a run by creating the file of the next token, which
-a file system grants to one creator only, and shows that it lives by rewriting the file every few seconds. Whether
+storage grants to one creator only, and shows that it lives by rewriting the file every few seconds. Whether
 another machine's driver lives is judged by watching its file change, never by comparing clocks. A driver that was
 taken for dead (stopped, cut off) finds a higher token and ends; its workers publish nothing any more.
 """
@@ -23,7 +23,14 @@ from typing import Any
 
 from cluster.errors import RunBusyError
 from cluster.process_clock import start_ticks
-from data_pipeline.publish import write_atomically
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import (
+    StoragePath,
+    create_exclusively,
+    list_names,
+    make_directory,
+    write_atomically,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +71,7 @@ class LeaseRecord:
 class Lease:
     """A lease that this driver holds, renewed by a thread until it is released."""
 
-    def __init__(self, run_directory: Path, record: LeaseRecord) -> None:
+    def __init__(self, run_directory: StoragePath, record: LeaseRecord) -> None:
         self._run_directory = run_directory
         self._record = record
         self._lost = threading.Event()
@@ -143,7 +150,7 @@ class Lease:
 
 @contextmanager
 def hold(
-    run_directory: Path,
+    run_directory: StoragePath,
     *,
     job: str | None = None,
     say: Callable[[str], None] = logger.info,
@@ -153,7 +160,7 @@ def hold(
     """Hold a run against every other driver while the block runs.
 
     Args:
-        run_directory: An existing directory that all drivers see.
+        run_directory: An existing directory that all drivers see, or a prefix of an object store.
         job: This driver's submission id, for the messages of others.
         say: Told that a holder on another machine is being watched, which takes a while.
         expiry_seconds: How long a silent holder is watched.
@@ -169,7 +176,7 @@ def hold(
         lease.release()
 
 
-def holds(run_directory: Path, holder: str) -> bool:
+def holds(run_directory: StoragePath, holder: str) -> bool:
     """Whether the newest token of a run is that of `holder`; for drivers and for their workers.
 
     Raises:
@@ -179,7 +186,7 @@ def holds(run_directory: Path, holder: str) -> bool:
     return newest is not None and newest.holder == holder
 
 
-def newest_record(run_directory: Path) -> LeaseRecord | None:
+def newest_record(run_directory: StoragePath) -> LeaseRecord | None:
     """The lease with the highest token; None where no driver ever held the run.
 
     Raises:
@@ -196,7 +203,7 @@ def newest_record(run_directory: Path) -> LeaseRecord | None:
     return None
 
 
-def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> LeaseRecord | None:
+def live_holder(run_directory: StoragePath, expiry_seconds: float = EXPIRY_SECONDS) -> LeaseRecord | None:
     """The driver that holds a run and lives, None where the run is free; watches where it cannot know at once."""
     record = newest_record(run_directory)
     if record is None or record.released:
@@ -214,18 +221,20 @@ def live_holder(run_directory: Path, expiry_seconds: float = EXPIRY_SECONDS) -> 
     return None
 
 
-def forget(run_directory: Path) -> None:
+def forget(run_directory: StoragePath) -> None:
     """Remove what leases left in a directory where no run was begun."""
     for token in _tokens(run_directory):
         with contextlib.suppress(OSError):
             if _read(run_directory, token).released:
                 _file(run_directory, token).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):
-        (run_directory / _DIRECTORY).rmdir()
+    directory = run_directory / _DIRECTORY
+    if not isinstance(directory, ObjectPath):
+        with contextlib.suppress(OSError):
+            directory.rmdir()
 
 
 def _take(
-    run_directory: Path, job: str | None, say: Callable[[str], None], expiry_seconds: float, above: int
+    run_directory: StoragePath, job: str | None, say: Callable[[str], None], expiry_seconds: float, above: int
 ) -> LeaseRecord:
     while True:
         before = newest_record(run_directory)
@@ -256,34 +265,33 @@ def _take(
             return record
 
 
-def _create(run_directory: Path, record: LeaseRecord) -> bool:
+def _create(run_directory: StoragePath, record: LeaseRecord) -> bool:
     """Create the file of a token; False where another driver was first."""
     path = _file(run_directory, record.token)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with path.open("xb") as file:
-            file.write(json.dumps(asdict(record), indent=1).encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except FileExistsError:
-        return False
-    return True
+    data = json.dumps(asdict(record), indent=1).encode()
+    make_directory(path.parent)
+    if not isinstance(path, ObjectPath):
+        return create_exclusively(path, data)
+    from cluster.checkpoint.retry import retried  # imports torch, which those who only read leases do without
+
+    # A store that takes the file and loses its answer is asked again, and the holder's name tells our own from others'.
+    return retried(lambda: create_exclusively(path, data), f"taking {path}")
 
 
-def _tokens(run_directory: Path) -> list[int]:
+def _tokens(run_directory: StoragePath) -> list[int]:
     try:
-        names = os.listdir(run_directory / _DIRECTORY)  # a glob hides what the storage has to say
+        names = list_names(run_directory / _DIRECTORY)  # a glob hides what the storage has to say
     except FileNotFoundError:
         return []
     stems = (name.removesuffix(".json") for name in names if name.endswith(".json"))
     return sorted(int(stem) for stem in stems if stem.isdigit())
 
 
-def _file(run_directory: Path, token: int) -> Path:
+def _file(run_directory: StoragePath, token: int) -> StoragePath:
     return run_directory / _DIRECTORY / f"{token:010d}.json"
 
 
-def _read(run_directory: Path, token: int) -> LeaseRecord:
+def _read(run_directory: StoragePath, token: int) -> LeaseRecord:
     """A lease file; one that is being created, or was left half created, belongs to somebody unknown."""
     try:
         facts: dict[str, Any] = json.loads(_file(run_directory, token).read_bytes())

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import secrets
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import StorageError
-from data_pipeline.publish import write_atomically
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_names, move_tree, remove_tree, replace, write_atomically
+from cluster.storage_check import prepare_storage
+
+if TYPE_CHECKING:
+    from data_pipeline.tokenizer import Tokenizer
 
 RUN_NAME = "run.json"
 CONFIG_NAME = "config.yaml"
 TOKENIZER_NAME = "tokenizer.model"
 PUBLISHED_STEP = "published_step"
 """Key in run.json: the step of the last checkpoint that was published."""
+_SETTING_ASIDE = ".setting-aside"
+"""Holds where a run is being moved to, in an object store."""
+_STAYING = ("lease", _SETTING_ASIDE)
 _UPDATING = threading.Lock()
 """The training thread and the checkpoint thread of rank 0 both update run.json."""
 
@@ -29,7 +34,7 @@ _UPDATING = threading.Lock()
 class RunDirectory:
     """The files of one run that say what it is."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StoragePath) -> None:
         self.path = path
 
     def exists(self) -> bool:
@@ -42,21 +47,31 @@ class RunDirectory:
         Raises:
             StorageError: It is not JSON.
         """
+        return self._parsed((self.path / RUN_NAME).read_bytes())
+
+    def update(self, facts: Mapping[str, Any]) -> dict[str, Any]:
+        """Merge facts into run.json, as a whole or not at all."""
+        return self._change(lambda old: {**old, **facts})
+
+    def _change(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> dict[str, Any]:
+        """Replace the facts by what a function makes of them, which an object store may call again."""
+
+        def changed(content: bytes | None) -> bytes:
+            facts = change({} if content is None else self._parsed(content))
+            return json.dumps(facts, indent=1, ensure_ascii=False).encode() + b"\n"
+
+        with _UPDATING:
+            return self._parsed(replace(self.path / RUN_NAME, changed))
+
+    def _parsed(self, content: bytes) -> dict[str, Any]:
         try:
-            facts: dict[str, Any] = json.loads((self.path / RUN_NAME).read_bytes())
+            facts: dict[str, Any] = json.loads(content)
         except ValueError as error:
             raise StorageError(
                 f"{self.path / RUN_NAME} is not JSON ({error}): it was edited or damaged. Restore it from a copy, or "
                 "begin anew with --fresh."
             ) from error
         return facts
-
-    def update(self, facts: Mapping[str, Any]) -> dict[str, Any]:
-        """Merge facts into run.json, as a whole or not at all."""
-        with _UPDATING:
-            merged = {**(self.facts() if self.exists() else {}), **facts}
-            write_atomically(self.path / RUN_NAME, json.dumps(merged, indent=1, ensure_ascii=False).encode() + b"\n")
-        return merged
 
     def create(self, config: RunConfig, resolved_yaml: str) -> None:
         """Begin a run here, if none was begun: identity first, so that every later attempt carries it."""
@@ -76,44 +91,87 @@ class RunDirectory:
 
     def next_attempt(self) -> int:
         """Number the attempt that begins now; kept in run.json, so that numbers only rise."""
-        return int(self.update({"attempt": int(self.facts()["attempt"]) + 1})["attempt"])
+        return int(self._change(lambda old: {**old, "attempt": int(old["attempt"]) + 1})["attempt"])
 
 
-def prepare_storage(path: Path) -> None:
-    """Create the directory and prove that it can be written.
+def read_tokenizer(path: StoragePath) -> Tokenizer:
+    """Load the tokenizer that lies in a run.
 
     Raises:
-        StorageError: It cannot.
+        TokenizerError: It is missing, or not a usable model.
     """
-    probe = path / f".probe-{os.getpid()}"
+    from data_pipeline.errors import TokenizerError
+    from data_pipeline.tokenizer import Tokenizer
+
+    if not isinstance(path, ObjectPath):
+        return Tokenizer.load(path)
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        write_atomically(probe, b"written and read back")
-        probe.read_bytes()
+        return Tokenizer.from_bytes(path.read_bytes(), str(path))
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        remedy = "Make room there" if full else "Give a directory that you may write"
-        raise StorageError(
-            f"storage {path} cannot be written: {error.strerror or error}. {remedy}, or set `storage` to another one."
-        ) from error
-    finally:
-        if probe.parent.is_dir():
-            probe.unlink(missing_ok=True)
+        raise TokenizerError(f"The tokenizer {path} cannot be read ({error.strerror}).") from error
 
 
-def set_aside(path: Path) -> Path:
+def set_aside(path: StoragePath) -> StoragePath:
     """Move a run out of the way, keeping all it holds; for `--fresh`.
+
+    A directory goes with one rename, its leases with it. In an object store the run is copied and then removed, object
+    by object, while its lease stays where it is; a mark leads whoever comes after a kill to where it was.
 
     Returns:
         Where it is now.
     """
     stamp = time.strftime("%Y%m%d-%H%M%S", time.gmtime())
     target = path.with_name(f"{path.name}.before-{stamp}-{secrets.token_hex(2)}")
-    path.rename(target)
+    if not isinstance(path, ObjectPath):
+        move_tree(path, target, last=RUN_NAME)
+        return target
+    write_atomically(path / _SETTING_ASIDE, str(target).encode())
+    move_tree(path, target, last=RUN_NAME, staying=_STAYING)
+    (path / _SETTING_ASIDE).unlink(missing_ok=True)
     return target
+
+
+def is_half_set_aside(path: StoragePath) -> bool:
+    """Whether what lies there is the rest of a run that was set aside and is whole elsewhere."""
+    there = isinstance(path, ObjectPath) and (path / _SETTING_ASIDE).is_file()
+    return there and not RunDirectory(path).exists()
+
+
+def end_setting_aside(path: StoragePath) -> None:
+    """Bring what a kill interrupted to an end: remove the rest of the run here, or its unfinished copy there.
+
+    Called by the run's holder.
+    """
+    if not isinstance(path, ObjectPath) or not (path / _SETTING_ASIDE).is_file():
+        return
+    if RunDirectory(path).exists():
+        copy = ObjectPath((path / _SETTING_ASIDE).read_text())
+        if copy.parent == path.parent and copy.name.startswith(f"{path.name}.before-"):
+            remove_tree(copy)
+    else:
+        for name in list_names(path):
+            if name not in _STAYING:
+                remove_tree(path / name)
+                (path / name).unlink(missing_ok=True)
+    (path / _SETTING_ASIDE).unlink(missing_ok=True)
 
 
 def config_as_dict(config: RunConfig) -> dict[str, Any]:
     """The configuration as plain JSON values."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
+
+
+__all__ = [
+    "CONFIG_NAME",
+    "PUBLISHED_STEP",
+    "RUN_NAME",
+    "TOKENIZER_NAME",
+    "RunDirectory",
+    "config_as_dict",
+    "end_setting_aside",
+    "is_half_set_aside",
+    "prepare_storage",
+    "read_tokenizer",
+    "set_aside",
+]

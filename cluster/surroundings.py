@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from cluster.batches import RankBatch, micro_batch_count
 from cluster.config import RunConfig
 from cluster.engines.protocol import Engine
+from cluster.evaluation_beside import Outcome
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.topology import Layout, Topology
 from cluster.train_loop import Regroup
@@ -58,5 +59,7 @@ class Surroundings:
     """Sees every batch of this rank before it is computed."""
     clock: Callable[[], float] = time.time
     """Unix seconds."""
+    evaluations: Callable[[], Sequence[Outcome]] = tuple
+    """What has come of evaluations beside the training, in the order of their steps; rank 0 only."""
     still_ours: Callable[[], bool] = lambda: True
     """Whether the driver of this attempt still holds the run's lease."""

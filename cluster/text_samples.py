@@ -10,13 +10,14 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
-from cluster.engines.protocol import Engine
+from cluster.engines.protocol import Forward
+from cluster.run_directory import read_tokenizer
+from cluster.storage.operations import StoragePath
 from cluster.topology import Topology
 from data_pipeline.errors import TokenizerError
 from data_pipeline.tokenizer import Tokenizer
@@ -64,7 +65,13 @@ class TextSampler:
     """Lets the model write in the course of its training; all ranks take part, and rank 0 has the text."""
 
     def __init__(
-        self, config: RunConfig, *, layers: int, tokenizer_path: Path, topology: Topology, collectives: Collectives
+        self,
+        config: RunConfig,
+        *,
+        layers: int,
+        tokenizer_path: StoragePath,
+        topology: Topology,
+        collectives: Collectives,
     ) -> None:
         """Agree on the prompts; called on all ranks.
 
@@ -93,7 +100,7 @@ class TextSampler:
             plan = _plan(wanted.prompts, self._tokenizer, longest=config.data.seq_len)
         self._plan = collectives.from_main(plan)
 
-    def write(self, engine: Engine, step: int) -> list[TextSample]:
+    def write(self, model: Forward, step: int) -> list[TextSample]:
         """Let the model continue every prompt; called on all ranks.
 
         Tokens are drawn from a generator of their own, keyed by seed, step and prompt: nothing else is disturbed, and a
@@ -106,18 +113,18 @@ class TextSampler:
             return []
         samples = []
         for prompt in self._plan.prompts:
-            tokens = self._continue(engine, self._plan, self._sampling, prompt, step)
+            tokens = self._continue(model, self._plan, self._sampling, prompt, step)
             if self._tokenizer is not None:
                 text = self._tokenizer.decode(tokens)
                 samples.append(TextSample(label=prompt.label, prompt=prompt.text, text=text))
         return samples
 
-    def _continue(self, engine: Engine, plan: _Plan, sampling: SamplingConfig, prompt: _Prompt, step: int) -> list[int]:
+    def _continue(self, model: Forward, plan: _Plan, sampling: SamplingConfig, prompt: _Prompt, step: int) -> list[int]:
         cache = KeyValueCache(self._layers)
         generator = torch.Generator(device="cpu").manual_seed(_key(self._seed, step, prompt.text))
 
         def scores(new_tokens: list[int]) -> torch.Tensor:
-            logits_BTV = engine.logits(torch.tensor([new_tokens], device=self._topology.device), cache)
+            logits_BTV = model.logits(torch.tensor([new_tokens], device=self._topology.device), cache)
             return logits_BTV[0, -1, : plan.vocab_size]
 
         def choose(logits_V: torch.Tensor) -> int:
@@ -167,9 +174,9 @@ def _plan(prompts: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> _Pla
     return _Plan(prompts=tuple(encoded), stop_token=tokenizer.eos_id, vocab_size=tokenizer.vocab_size)
 
 
-def _load(path: Path) -> Tokenizer | None:
+def _load(path: StoragePath) -> Tokenizer | None:
     try:
-        return Tokenizer.load(path)
+        return read_tokenizer(path)
     except TokenizerError as error:
         logger.warning("no text samples are written: %s", error)
         return None

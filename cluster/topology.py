@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -50,6 +51,14 @@ class Layout:
         """Fields whose values differ from those of another layout's JSON form: {field: [other, this]}."""
         mine = self.as_dict()
         return {key: [other.get(key), value] for key, value in mine.items() if other.get(key) != value}
+
+
+def set_arithmetic(topology: Topology, *, deterministic: bool) -> None:
+    """Fix what the bits of a result depend on: the number of threads and, where asked for, the kernels."""
+    torch.set_num_threads(topology.threads)
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
 
 
 def device_name(device: str) -> str:

@@ -84,6 +84,8 @@ class Effects:
     """Whether the norm of a step's gradients is, with its loss; one that is not finite was not applied."""
     log: Callable[[StepReport], None]
     evaluate: Callable[[int], None]
+    record_evaluations: Callable[[], None]
+    """Writes what evaluations beside the training have brought since the last step."""
     save: Callable[[int], None]
     stop_requested: Callable[[], bool]
     """Whether a person or the platform wants this rank to save and end."""
@@ -169,6 +171,7 @@ def train(
         if rhythm.evaluates(batch.step):
             effects.evaluate(batch.step)
             spent.evaluation += time.perf_counter() - now
+        effects.record_evaluations()
         now = time.perf_counter()
         if rhythm.saves(batch.step) or stops or leaves:
             effects.save(batch.step)

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
+from cluster.storage.operations import storage_path
 from data_pipeline.config import DataBuildConfig
 from launcher.config_problems import Problem, problems
 from launcher.errors import ConfigError
@@ -50,7 +51,7 @@ def load_branch_config(parent: str, name: str, overrides: Sequence[str] = ()) ->
     for override in overrides:
         if override.partition("=")[0] == "name":
             raise ConfigError(f"override '{override}': the branch is called {name}, as its NAME says. Leave this out.")
-    source, tree = _read_tree(parent, [f"storage={json.dumps(str(Path(parent).parent.parent))}", *overrides])
+    source, tree = _read_tree(parent, [f"storage={json.dumps(str(storage_path(parent).parent.parent))}", *overrides])
     tree["name"] = name
     return _validate(RunConfig, tree, parent, source, [*overrides, f"name={name}"])
 
@@ -89,7 +90,7 @@ def read_config_text(config: str) -> tuple[str, str]:
         recipe = resources.files("launcher.recipes") / f"{config}.yaml"
         return f"recipe '{config}'", recipe.read_text(encoding="utf-8")
     try:
-        return config, Path(config).read_text(encoding="utf-8")
+        return config, storage_path(config).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise ConfigError(f"{config}: no such file. {_recipes_sentence()}") from error
     except OSError as error:

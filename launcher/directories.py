@@ -4,16 +4,27 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from cluster.storage.operations import StoragePath, storage_path
 from launcher.errors import LauncherError
 
 
-def require_run(path: str) -> Path:
-    """The directory of a run.
+def from_root(path: str) -> str:
+    """A path named from the root of the file system; what is none is left alone: a URI."""
+    return path if is_uri(path) else str(Path(path).expanduser().resolve())
+
+
+def is_uri(path: str) -> bool:
+    """Whether a place is named by a URI, as one in an object store is."""
+    return "://" in path
+
+
+def require_run(path: str) -> StoragePath:
+    """The directory of a run, or its place in an object store.
 
     Raises:
         LauncherError: It is none; the message says what it is.
     """
-    directory = Path(path)
+    directory = storage_path(path)
     if not directory.is_dir():
         raise LauncherError(f"{path}: no such run. Name the directory of a run, that is storage/name.")
     if _is_run(directory):
@@ -41,10 +52,15 @@ def require_dataset(path: str, key: str | None = None) -> Path:
     Raises:
         LauncherError: It is none; the message says what it is.
     """
+    subject = f"{path} is" if key is None else f"{key} is '{path}', which is"
+    if is_uri(path):
+        raise LauncherError(
+            f"{subject} a URI, and datasets are read from directories: they are mapped into memory. Copy or mount it "
+            "where every node sees it, and name that directory."
+        )
     directory = Path(path)
     if _is_dataset(directory):
         return directory
-    subject = f"{path} is" if key is None else f"{key} is '{path}', which is"
     if _is_run(directory):
         advice = f"`longhaul checkpoint list {path}` lists what it has saved, `longhaul evaluate {path}` scores it."
         raise LauncherError(f"{subject} a run, not a dataset. {advice}")
@@ -64,7 +80,7 @@ def require_run_or_checkpoint(path: str) -> None:
     Raises:
         LauncherError: It is a dataset.
     """
-    directory = Path(path)
+    directory = storage_path(path)
     if _is_dataset(directory) and not _is_run(directory):
         raise LauncherError(
             f"{path} is a dataset, and holds no trained model. Name a run's directory (storage/name) or one of its "
@@ -72,13 +88,13 @@ def require_run_or_checkpoint(path: str) -> None:
         )
 
 
-def _is_run(directory: Path) -> bool:
+def _is_run(directory: StoragePath) -> bool:
     return (directory / "run.json").is_file() or (directory / "checkpoints").is_dir()
 
 
-def _is_checkpoint(directory: Path) -> bool:
+def _is_checkpoint(directory: StoragePath) -> bool:
     return (directory / "MANIFEST.json").is_file() and directory.parent.name == "checkpoints"
 
 
-def _is_dataset(directory: Path) -> bool:
+def _is_dataset(directory: StoragePath) -> bool:
     return (directory / "manifest.json").is_file()

@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 from cluster.config import RunConfig
 from cluster.jobs.submission import ORIGIN, PREDECESSOR, Submission
 from data_pipeline.config import DataBuildConfig
+from launcher.directories import is_uri
 from launcher.errors import ConfigError, UsageError
 from launcher.samples import is_sample
 
@@ -125,6 +126,8 @@ def jobs_address(given: str | None, environment: Mapping[str, str] = os.environ)
 
 
 def _require_absolute(key: str, path: str) -> None:
+    if key == "storage" and is_uri(path):
+        return
     if not Path(path).is_absolute() and not is_sample(path):
         raise ConfigError(
             f"{key} is '{path}', no absolute path: inside a Ray job it would lie in the job's working directory, which "

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster.storage.operations import StoragePath
 from launcher.config_file import load_run_config
 from launcher.samples import build_sample
 from launcher.training import TrainingResult, train
@@ -121,7 +122,7 @@ def _bigram_perplexity(dataset: Path) -> float:
     return bigram.perplexity(*bigram_pairs(opened.split("validation")))
 
 
-def _sample_text(run_directory: Path) -> str:
+def _sample_text(run_directory: StoragePath) -> str:
     from cluster.inference import load_run
     from launcher.text_stream import continue_text
     from llm.generation import SamplingConfig

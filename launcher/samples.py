@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from launcher.directories import require_dataset
+from cluster.storage.operations import storage_path
+from launcher.directories import is_uri, require_dataset
 
 _PREFIX = "sample:"
 
@@ -18,12 +19,16 @@ def is_sample(path: str) -> bool:
     return path.startswith(_PREFIX)
 
 
-def resolve_samples(config: RunConfig, listener: Callable[[dict[str, Any]], None]) -> RunConfig:
+def resolve_samples(
+    config: RunConfig, listener: Callable[[dict[str, Any]], None], cache: Path | None = None
+) -> RunConfig:
     """Put the absolute path of a built dataset in the place of every `sample:NAME`, building it on first use.
 
     Args:
-        config: Run that may name shipped samples; they are built into `storage/.datasets/NAME`.
+        config: Run that may name shipped samples; they are built into `storage/.datasets/NAME` or, where the storage is
+            an object store, into `cache`.
         listener: Receives a message when a stage of a build begins.
+        cache: Directory of this machine; ~/.cache/longhaul where None.
 
     Raises:
         LauncherError: A path among the datasets holds none; the message names its key.
@@ -33,8 +38,11 @@ def resolve_samples(config: RunConfig, listener: Callable[[dict[str, Any]], None
     if any(is_sample(entry.path) for entry in config.data.entries):
         from cluster.run_directory import prepare_storage
 
-        prepare_storage(Path(config.storage))
-    directory = Path(config.storage).resolve() / ".datasets"
+        prepare_storage(storage_path(config.storage))
+    if is_uri(config.storage):
+        directory = (cache or Path.home() / ".cache" / "longhaul") / "datasets"
+    else:
+        directory = Path(config.storage).resolve() / ".datasets"
 
     def resolve(path: str) -> str:
         if not is_sample(path):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
+from cluster.storage.operations import StoragePath, storage_path
 from launcher.config_file import resolved_yaml
+from launcher.directories import from_root
 from launcher.environment import (
     ray_address,
     require_lasting_paths,
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 class TrainingResult:
     """What a training leaves."""
 
-    run_directory: Path
+    run_directory: StoragePath
     """Directory with metrics, events, checkpoints and report."""
     step: int
     """Last step that was trained."""
@@ -43,7 +44,7 @@ class TrainingResult:
     """Last validation perplexity of each dataset."""
     ledger: tuple[TrainingLedger, ...]
     """Tokens of each dataset, accounted for."""
-    report: Path | None
+    report: StoragePath | None
     """The HTML page about the run; None where it could not be written."""
 
 
@@ -74,7 +75,7 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
     try:
         outcome = run_training(config, launch, listener)
     except Exception:
-        _write_report(Path(config.storage) / config.name)
+        _write_report(storage_path(config.storage) / config.name)
         raise
     return TrainingResult(
         run_directory=outcome.run_directory,
@@ -95,7 +96,7 @@ def _require_beginning(config: RunConfig, *, fresh: bool) -> None:
     """
     from cluster.run_directory import RunDirectory
 
-    before, directory = config.data.begins_after_step, Path(config.storage) / config.name
+    before, directory = config.data.begins_after_step, storage_path(config.storage) / config.name
     if before and (fresh or not RunDirectory(directory).exists()):
         raise ConfigError(
             f"data.begins_after_step is {before}: the steps up to there were made by the run that {config.name} "
@@ -104,14 +105,17 @@ def _require_beginning(config: RunConfig, *, fresh: bool) -> None:
         )
 
 
-def _write_report(run_directory: Path) -> Path | None:
+def _write_report(run_directory: StoragePath) -> StoragePath | None:
     """Write the report where there is something to show; it is a view, so that failing at it fails nothing else."""
+    from cluster.record.logs import EVENTS_NAME, has_log
     from launcher.report import write_report
 
-    if not (run_directory / "events.jsonl").exists():
+    try:
+        begun = has_log(run_directory / EVENTS_NAME)
+    except OSError:  # of a store that does not answer, which ended the run too and was told
         return None
     try:
-        return write_report(run_directory)
+        return write_report(run_directory) if begun else None
     except Exception as error:  # noqa: BLE001 - whatever it is, the run and its own error come first
         logger.warning("the report of %s could not be written: %s", run_directory, error)
         return None
@@ -120,7 +124,7 @@ def _write_report(run_directory: Path) -> Path | None:
 def absolute(config: RunConfig) -> RunConfig:
     """The same run with storage and datasets named from the root: workers have directories of their own."""
 
-    def from_root(path: str) -> str:
-        return path if is_sample(path) else str(Path(path).expanduser().resolve())
+    def dataset_from_root(path: str) -> str:
+        return path if is_sample(path) else from_root(path)
 
-    return resolve_datasets(replace(config, storage=from_root(config.storage)), from_root)
+    return resolve_datasets(replace(config, storage=from_root(config.storage)), dataset_from_root)

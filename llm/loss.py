@@ -65,7 +65,8 @@ def linear_cross_entropy_sums(
     weights_N = loss_weights_BT.flatten().float()
     targets_N = targets_BT.flatten().masked_fill(weights_N == 0, 0)
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
-    loss_sum: Tensor = _LinearCrossEntropy.apply(hidden_BTD.flatten(0, 1), weight_VD, targets_N, weights_N, rows)
+    hidden_ND = hidden_BTD.flatten(0, 1)
+    loss_sum = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, rows)  # type: ignore[no-untyped-call]
     return LossSums(loss_sum=loss_sum, weight_sum=weights_N.sum())
 
 

@@ -2,7 +2,6 @@
 
 from cluster.checkpoint.catalog import (
     CheckpointInfo,
-    clean_leftovers,
     find_checkpoint,
     list_checkpoints,
     newest_verified,
@@ -11,6 +10,7 @@ from cluster.checkpoint.catalog import (
     rejected_for_loss,
     verify,
 )
+from cluster.checkpoint.leftovers import clean_leftovers
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import Manifest
 from cluster.checkpoint.reader import CheckpointReader

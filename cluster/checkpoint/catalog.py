@@ -1,50 +1,42 @@
-"""The checkpoints of a run: listed, verified, rejected, cleaned and kept within bounds."""
+"""The checkpoints of a run: listed, verified, rejected and kept within bounds.
+
+In an object store one listing tells which objects there are and their sizes, so that of each checkpoint only the
+manifest is asked for.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shutil
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Literal
 
-from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest, attempt_name
+from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
 from cluster.checkpoint.reach import explain, is_gone, unreadable
+from cluster.checkpoint.rejection import REJECTED_NAME, Rejection, read_rejection
 from cluster.checkpoint.retention import steps_to_delete
 from cluster.checkpoint.retry import retried
 from cluster.config import CheckpointConfig
 from cluster.errors import CheckpointDamagedError, CheckpointError, CheckpointUnreadableError, RunNotFoundError
-from data_pipeline.publish import file_hashes, write_atomically
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import (
+    StoragePath,
+    each_of,
+    list_names,
+    list_sizes,
+    remove_tree,
+    size_bytes,
+    write_atomically,
+)
+from cluster.storage.operations import hashes as file_hashes
 
 logger = logging.getLogger(__name__)
 
-REJECTED_NAME = "REJECTED.json"
 _STEP_DIRECTORY = re.compile(r"step-(\d{8,})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rejection:
-    """What REJECTED.json says: why no attempt takes the checkpoint."""
-
-    kind: Literal["damage", "loss", "anomaly"]
-    """Its files are not what they were, it gives another loss than when it was saved, or losses that went wrong."""
-    reason: str
-    time_unix_seconds: float
-    attempt: int | None = None
-    """Attempt of the manifest that was refused: another manifest of the step is not meant. None means any."""
-    created_unix_seconds: float | None = None
-    """When that manifest was made."""
-
-    def is_of(self, manifest: Manifest) -> bool:
-        """Whether a manifest is the one that was refused."""
-        refused = (self.attempt, self.created_unix_seconds)
-        return self.attempt is None or refused == (manifest.attempt, manifest.created_unix_seconds)
 
 
 @dataclass(frozen=True)
@@ -52,7 +44,7 @@ class CheckpointInfo:
     """One checkpoint of a run; `problem` says why it cannot be used, and is None for one that can."""
 
     step: int
-    directory: Path
+    directory: StoragePath
     manifest: Manifest | None
     problem: str | None
     rejection: Rejection | None = None
@@ -66,27 +58,31 @@ class CheckpointInfo:
         return kind(self.problem or f"checkpoint {self.directory} has no manifest.")
 
 
-def list_checkpoints(run_directory: Path) -> list[CheckpointInfo]:
+@dataclass(frozen=True)
+class Published:
+    """A step of which there is a manifest, readable or not."""
+
+    step: int
+    directory: StoragePath
+    sizes: Mapping[str, int] | None
+    """Of all objects below the directory, as they were just now; None in a file system."""
+
+    @property
+    def may_be_rejected(self) -> bool:
+        """Whether there is a mark, or it takes a look to know."""
+        return self.sizes is None or REJECTED_NAME in self.sizes
+
+
+def list_checkpoints(run_directory: StoragePath) -> list[CheckpointInfo]:
     """Published checkpoints by step, oldest first. Directories without a manifest are not checkpoints yet.
 
     Raises:
         CheckpointUnreadableError: The directory of the checkpoints cannot be listed.
     """
-    place = run_directory / "checkpoints"
-    try:
-        names = retried(partial(os.listdir, place), f"listing {place}")
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    except OSError as error:
-        raise unreadable(place, error, lost="If it is lost for good, begin anew with --fresh.") from error
-    found = []
-    for match in filter(None, map(_STEP_DIRECTORY.fullmatch, names)):
-        if _is_published(place / match[0]):
-            found.append(_inspect(int(match[1]), place / match[0]))
-    return sorted(found, key=lambda info: info.step)
+    return each_of(_published(run_directory), _inspect, at=run_directory)
 
 
-def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointInfo:
+def find_checkpoint(run_directory: StoragePath, step: int | None = None) -> CheckpointInfo:
     """The newest usable checkpoint, or that of a given step.
 
     Raises:
@@ -94,30 +90,31 @@ def find_checkpoint(run_directory: Path, step: int | None = None) -> CheckpointI
         CheckpointError: That of the step is damaged or was rejected.
         CheckpointUnreadableError: It, or one that is newer than all usable ones, cannot be read here and now.
     """
-    found = list_checkpoints(run_directory)
-    usable = [info for info in found if info.problem is None]
-    chosen = usable if step is None else [info for info in usable if info.step == step]
-    for info in found:
-        if step is None and info.unreadable and info.step > max((good.step for good in usable), default=-1):
-            raise info.error()
-    if not chosen:
-        for info in found:
-            if info.step == step and info.problem is not None:
-                raise type(info.error())(f"{info.problem} Usable steps: {[good.step for good in usable]}.")
-        have = ", ".join(str(info.step) for info in usable) or "none"
-        wanted = "a usable checkpoint" if step is None else f"a usable checkpoint of step {step}"
-        raise RunNotFoundError(f"run {run_directory} has no {wanted[2:]} (usable steps: {have}).")
-    return chosen[-1]
+    found, refused = _published(run_directory), None
+    for published in reversed(found):
+        if step in (None, published.step):
+            refused = _inspect(published)
+            if refused.problem is None:
+                return refused
+            if step is None and refused.unreadable:
+                raise refused.error()
+    usable = [info.step for info in each_of(found, _inspect, at=run_directory) if info.problem is None]
+    if step is not None and refused is not None:
+        raise type(refused.error())(f"{refused.problem} Usable steps: {usable}.")
+    have = ", ".join(map(str, usable)) or "none"
+    wanted = "usable checkpoint" if step is None else f"usable checkpoint of step {step}"
+    raise RunNotFoundError(f"run {run_directory} has no {wanted} (usable steps: {have}).")
 
 
-def newest_verified(run_directory: Path) -> CheckpointInfo | None:
+def newest_verified(run_directory: StoragePath) -> CheckpointInfo | None:
     """The newest usable checkpoint whose every byte is as it was written; damaged ones are rejected on the way.
 
     Raises:
         CheckpointUnreadableError: One that is newer cannot be read here and now, and may be whole.
     """
-    for info in reversed(list_checkpoints(run_directory)):
-        if info.unreadable:
+    for published in reversed(_published(run_directory)):
+        info = _inspect(published)
+        if info.unreadable and not is_gone(info.directory, run_directory):
             raise info.error()
         if info.problem is None:
             try:
@@ -198,22 +195,28 @@ def reject_if_possible(info: CheckpointInfo, reason: str, *, kind: Literal["dama
         )
 
 
-def rejected_for_loss(run_directory: Path, *, after_step: int) -> list[int]:
+def rejected_for_loss(run_directory: StoragePath, *, after_step: int) -> list[int]:
     """Steps of later checkpoints that were rejected because they gave another loss."""
+    marked = [each for each in _published(run_directory) if each.step > after_step and each.may_be_rejected]
     return [
         info.step
-        for info in list_checkpoints(run_directory)
-        if info.step > after_step and info.rejection is not None and info.rejection.kind == "loss"
+        for info in each_of(marked, _inspect, at=run_directory)
+        if info.rejection is not None and info.rejection.kind == "loss"
     ]
 
 
-def apply_retention(run_directory: Path, policy: CheckpointConfig) -> None:
+def apply_retention(run_directory: StoragePath, policy: CheckpointConfig, needed: Collection[int] = ()) -> None:
     """Delete old checkpoints, and rejected ones that are older than the `keep_last` newest usable ones.
 
     One that is unusable and was never rejected goes when the policy would not keep it if it were usable: what was seen
     of it once is no proof. One that cannot be read here and now stays.
+
+    Args:
+        run_directory: The run.
+        policy: Which stay.
+        needed: Steps whose checkpoints stay besides.
     """
-    infos = list_checkpoints(run_directory)
+    infos = _inspect_those_that_may_go(run_directory, policy)
     usable = [
         (info.step, info.manifest.created_unix_seconds)
         for info in infos
@@ -228,64 +231,41 @@ def apply_retention(run_directory: Path, policy: CheckpointConfig) -> None:
             created_unix_seconds = info.manifest.created_unix_seconds if info.manifest is not None else 0.0
             deleted |= {info.step} & set(steps_to_delete([*usable, (info.step, created_unix_seconds)], policy))
     for info in infos:
-        if info.step in deleted:
+        if info.step in deleted and info.step not in needed:
             delete(info.directory)
 
 
-def delete(directory: Path) -> None:
+def _inspect_those_that_may_go(run_directory: StoragePath, policy: CheckpointConfig) -> list[CheckpointInfo]:
+    """The checkpoints of a run without those that stay whatever they hold, old ones in an object store: they are many.
+
+    Such are those of a permanent step that nobody has rejected, below as many usable ones as stay for being the newest.
+    """
+    found = _published(run_directory)
+    if policy.keep_every_steps is None or policy.keep_every_minutes is not None:
+        return each_of(found, _inspect, at=run_directory)
+    infos: list[CheckpointInfo] = []
+    usable = 0
+    for published in reversed(found):
+        permanent = published.step % policy.keep_every_steps == 0 and not published.may_be_rejected
+        if usable < policy.keep_last or not permanent:
+            infos.append(_inspect(published))
+            usable += infos[-1].problem is None
+    return infos[::-1]
+
+
+def delete(directory: StoragePath) -> None:
     """Remove a checkpoint: first its manifest, so that no reader finds it half gone."""
     (directory / MANIFEST_NAME).unlink(missing_ok=True)
-    shutil.rmtree(directory, ignore_errors=True)
+    remove_tree(directory)
 
 
-def clean_leftovers(run_directory: Path, attempt: int) -> list[Path]:
-    """Remove what attempts before this one began to save and never published.
-
-    Returns:
-        The directories and files removed.
-    """
-    removed = []
-    for directory in sorted((run_directory / "checkpoints").glob("step-*")):
-        for child in sorted(directory.glob("attempt-*")):
-            if child.name != attempt_name(attempt) and not may_be_published(child):
-                shutil.rmtree(child, ignore_errors=True)
-                removed.append(child)
-        removed += _remove_superseded_rejection(directory)
-        if not _is_published(directory) and not any(directory.glob("attempt-*")):
-            shutil.rmtree(directory, ignore_errors=True)
-    for torn in [*run_directory.glob(".*.tmp"), *(run_directory / "checkpoints").glob("**/.*.tmp")]:
-        torn.unlink(missing_ok=True)
-        removed.append(torn)
-    return removed
-
-
-def _remove_superseded_rejection(directory: Path) -> list[Path]:
-    """Remove the mark that was set on a manifest before this one: an attempt was killed when it had published."""
-    try:
-        rejection = _rejection(directory)
-        if rejection is None or rejection.is_of(Manifest.read(directory / MANIFEST_NAME)):
-            return []
-    except CheckpointError:
-        return []
-    (directory / REJECTED_NAME).unlink(missing_ok=True)
-    return [directory / REJECTED_NAME]
-
-
-def may_be_published(attempt_directory: Path) -> bool:
-    """Whether the manifest of the step names an attempt's files; of one that cannot be read, it may name any."""
-    if not _is_published(attempt_directory.parent):
-        return False
-    try:
-        manifest = Manifest.read(attempt_directory.parent / MANIFEST_NAME)
-    except CheckpointError:
-        return True
-    return attempt_name(manifest.attempt) == attempt_directory.name
-
-
-def _is_published(directory: Path) -> bool:
+def is_published(directory: StoragePath) -> bool:
     """Whether there is a manifest, readable or not."""
+    path = directory / MANIFEST_NAME
     try:
-        (directory / MANIFEST_NAME).lstat()
+        if isinstance(path, ObjectPath):
+            return path.is_file()
+        path.lstat()
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError:
@@ -293,11 +273,51 @@ def _is_published(directory: Path) -> bool:
     return True
 
 
-def _inspect(step: int, directory: Path) -> CheckpointInfo:
-    manifest = None
+def by_step(place: ObjectPath) -> dict[ObjectPath, dict[str, int]]:
+    """Sizes of all objects below the directories of steps, by directory and by name in it.
+
+    Raises:
+        OSError: They cannot be listed.
+    """
+    found: dict[ObjectPath, dict[str, int]] = {}
+    for name, size in list_sizes(place).items():
+        first, _, rest = name.partition("/")
+        if rest and _STEP_DIRECTORY.fullmatch(first):
+            found.setdefault(place / first, {})[rest] = size
+    return found
+
+
+def _published(run_directory: StoragePath) -> list[Published]:
+    """Steps with a manifest, oldest first.
+
+    Raises:
+        CheckpointUnreadableError: The directory of the checkpoints cannot be listed.
+    """
+    place = run_directory / "checkpoints"
+    try:
+        if isinstance(place, ObjectPath):
+            sizes = retried(partial(by_step, place), f"listing {place}")
+            found = [Published(_step(path), path, held) for path, held in sizes.items() if MANIFEST_NAME in held]
+        else:
+            names = retried(partial(list_names, place), f"listing {place}")
+            paths = [place / name for name in names if _STEP_DIRECTORY.fullmatch(name)]
+            found = [Published(_step(path), path, None) for path in paths if is_published(path)]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise unreadable(place, error, lost="If it is lost for good, begin anew with --fresh.") from error
+    return sorted(found, key=lambda published: published.step)
+
+
+def _step(directory: StoragePath) -> int:
+    return int(directory.name.removeprefix("step-"))
+
+
+def _inspect(published: Published) -> CheckpointInfo:
+    step, directory, manifest = published.step, published.directory, None
     try:
         manifest = Manifest.read(directory / MANIFEST_NAME)
-        rejection = _rejection(directory)
+        rejection = read_rejection(directory) if published.may_be_rejected else None
     except CheckpointError as error:
         return _with_problem(step, directory, manifest, error)
     if rejection is not None and rejection.is_of(manifest):
@@ -307,8 +327,10 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
         return CheckpointInfo(step, directory, manifest, f"checkpoint {directory} holds step {manifest.step}.")
     for record in manifest.files:
         path = directory / record.path
+        if published.sizes is not None and published.sizes.get(record.path) == record.size_bytes:
+            continue  # what the listing lacks may have come since: the manifest was read after it
         try:
-            size = retried(path.stat, f"measuring {path}").st_size
+            size = retried(partial(size_bytes, path), f"measuring {path}")
         except OSError as error:
             return _with_problem(step, directory, manifest, explain(path, error, root=directory))
         if size != record.size_bytes:
@@ -317,24 +339,8 @@ def _inspect(step: int, directory: Path) -> CheckpointInfo:
     return CheckpointInfo(step, directory, manifest, None)
 
 
-def _with_problem(step: int, directory: Path, manifest: Manifest | None, error: CheckpointError) -> CheckpointInfo:
+def _with_problem(
+    step: int, directory: StoragePath, manifest: Manifest | None, error: CheckpointError
+) -> CheckpointInfo:
     out_of_reach = isinstance(error, CheckpointUnreadableError)
     return CheckpointInfo(step, directory, manifest, str(error), unreadable=out_of_reach)
-
-
-def _rejection(directory: Path) -> Rejection | None:
-    """What was found before; one whose words are lost is one for damage.
-
-    Raises:
-        CheckpointUnreadableError: Whether the checkpoint was rejected cannot be read here and now.
-    """
-    path = directory / REJECTED_NAME
-    try:
-        return Rejection(**json.loads(retried(path.read_bytes, f"reading {path}")))
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise unreadable(path, error, lost=f"If it is lost for good, remove {path}.") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        reason = f"{path.name} cannot be read ({error}), so why it was rejected is not known"
-        return Rejection(kind="damage", reason=reason, time_unix_seconds=0.0)

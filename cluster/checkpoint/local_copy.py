@@ -3,7 +3,7 @@
 A copy is never trusted for where it lies: it stands for a file of a checkpoint only where its size and its hash are
 those in the manifest, which is always the storage's. Losing a copy, or having none, costs time and nothing else.
 
-    LOCAL/austen-1f3a9c0e/.longhaul-run                                          path of the run's directory
+    LOCAL/austen-1f3a9c0e/.longhaul-run                                          path or URI of the run
     LOCAL/austen-1f3a9c0e/step-00000100/attempt-00001/rank-00000.safetensors     the same bytes as in the storage
 """
 
@@ -20,6 +20,9 @@ from typing import BinaryIO
 import xxhash
 
 from cluster.checkpoint.manifest import step_directory
+from cluster.errors import StorageError
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_names, storage_path
 
 logger = logging.getLogger(__name__)
 
@@ -34,11 +37,12 @@ class LocalCopies:
         run_directory: The run, in the storage.
     """
 
-    def __init__(self, root: Path, run_directory: Path) -> None:
+    def __init__(self, root: Path, run_directory: StoragePath) -> None:
         self._run_directory = run_directory.absolute()
         self._root = root
         self._directory = root / _name_of(self._run_directory)
         self._complained = False
+        self._looked_for_others = False
 
     def path(self, step: int, relative: str) -> Path:
         """Where the copy of a file of a step's checkpoint lies, if there is one.
@@ -58,7 +62,7 @@ class LocalCopies:
         write = _Write(self.path(step, relative))
         try:
             write.path.parent.mkdir(parents=True, exist_ok=True)
-            (self._directory / _MARKER).write_bytes(os.fsencode(self._run_directory))
+            (self._directory / _MARKER).write_bytes(os.fsencode(str(self._run_directory)))
             write.open(size_bytes)
         except OSError as error:
             write.give_up(error)
@@ -88,25 +92,30 @@ class LocalCopies:
                 shutil.rmtree(steps[other], ignore_errors=True)
         with contextlib.suppress(OSError):
             for marker in list(self._root.glob(f"*/{_MARKER}")):
-                if _is_of_a_run_that_is_no_more(marker):
+                if marker.parent != self._directory and self._is_of_a_run_that_is_no_more(marker):
                     shutil.rmtree(marker.parent, ignore_errors=True)
+        self._looked_for_others = True
+
+    def _is_of_a_run_that_is_no_more(self, marker: Path) -> bool:
+        """Whether the copies beside a marker are ours, and the storage of their run answers and no longer holds it.
+
+        A store is asked once by each process, not at every save.
+        """
+        try:
+            run_directory = storage_path(os.fsdecode(marker.read_bytes()))
+            if marker.parent.name != _name_of(run_directory):
+                return False
+            if isinstance(run_directory, ObjectPath) and self._looked_for_others:
+                return False
+            there = list_names(run_directory.parent)
+        except (OSError, ValueError, StorageError):  # what cannot be read, or is no path, proves nothing
+            return False
+        return bool(there) and run_directory.name not in there  # empty: the place of a volume that is not mounted
 
 
-def _name_of(run_directory: Path) -> str:
+def _name_of(run_directory: StoragePath) -> str:
     """Name of the directory of a run's copies: the run's name, and a key that tells runs of one name apart."""
     return f"{run_directory.name}-{xxhash.xxh3_64_hexdigest(str(run_directory).encode())[:8]}"
-
-
-def _is_of_a_run_that_is_no_more(marker: Path) -> bool:
-    """Whether the copies beside a marker are ours, and the storage of their run is at hand and no longer holds it."""
-    try:
-        run_directory = Path(os.fsdecode(marker.read_bytes()))
-        if marker.parent.name != _name_of(run_directory):
-            return False
-        there = os.listdir(run_directory.parent)
-    except (OSError, ValueError):  # what cannot be read, or is no path, proves nothing
-        return False
-    return bool(there) and run_directory.name not in there  # empty: the place of a volume that is not mounted
 
 
 class _Write:

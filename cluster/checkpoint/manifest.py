@@ -11,12 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.checkpoint.reach import explain
 from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointDamagedError, CheckpointError
+from cluster.storage.operations import StoragePath
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
 
@@ -70,7 +70,7 @@ class Manifest:
         return seal({"schema_version": SCHEMA_VERSION, **asdict(self)})
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: StoragePath) -> Manifest:
         """Read and check a manifest.
 
         Raises:
@@ -127,7 +127,7 @@ def file_from_json(document: Mapping[str, Any]) -> FileRecord:
     return FileRecord(**{**document, "blocks": tuple(document["blocks"])})
 
 
-def step_directory(run_directory: Path, step: int) -> Path:
+def step_directory(run_directory: StoragePath, step: int) -> StoragePath:
     """Directory of one step's checkpoint."""
     return run_directory / "checkpoints" / f"step-{step:08d}"
 

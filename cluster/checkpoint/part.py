@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,15 +11,16 @@ import torch
 from cluster.checkpoint.manifest import FileRecord, Manifest, Piece, file_from_json, piece_from_json, tensor_key
 from cluster.checkpoint.rank_file import write_rank_file
 from cluster.engines.protocol import FragmentState
+from cluster.storage.operations import StoragePath
 from data_pipeline.publish import seal, unseal
 
 
-def tensors_path(directory: Path, rank: int) -> Path:
+def tensors_path(directory: StoragePath, rank: int) -> StoragePath:
     """A rank's file of tensors."""
     return directory / f"rank-{rank:05d}.safetensors"
 
 
-def index_path(directory: Path, rank: int) -> Path:
+def index_path(directory: StoragePath, rank: int) -> StoragePath:
     """A rank's index; it exists once the tensors are durable."""
     return directory / f"rank-{rank:05d}.json"
 
@@ -31,7 +31,7 @@ def size_bytes(states: Sequence[FragmentState]) -> int:
 
 
 def write_tensors(
-    path: Path, states: Sequence[FragmentState], also: Callable[[memoryview], None] = lambda block: None
+    path: StoragePath, states: Sequence[FragmentState], also: Callable[[memoryview], None] = lambda block: None
 ) -> FileRecord:
     """Write the tensors of a rank.
 
@@ -74,7 +74,7 @@ def describe(record: FileRecord, states: Sequence[FragmentState]) -> bytes:
     return seal({"file": asdict(record), "pieces": pieces})
 
 
-def read_index(path: Path) -> dict[str, Any]:
+def read_index(path: StoragePath) -> dict[str, Any]:
     """What a rank has handed in.
 
     Raises:

@@ -8,24 +8,23 @@ to hash what was written, and reading maps the file, whose pages then count as t
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 
 import torch
 import xxhash
 
 from cluster.errors import CheckpointDamagedError, CheckpointError
+from cluster.storage.operations import StoragePath, open_for_reading, writing
+from cluster.storage.source import ReadAhead
 from data_pipeline.publish import BLOCK_BYTES, FileHashes
 
 _LENGTH_BYTES = 8
 _ALIGNMENT_BYTES = 8
 _FLOAT_BYTES = 4
-_LONGEST_READ_BYTES = 1 << 30  # Linux gives at most 2 GiB less a page for one call
 
 
 def write_rank_file(
-    path: Path, tensors: Mapping[str, torch.Tensor], also: Callable[[memoryview], None] = lambda block: None
+    path: StoragePath, tensors: Mapping[str, torch.Tensor], also: Callable[[memoryview], None] = lambda block: None
 ) -> FileHashes:
     """Write tensors durably, and hash them on the way.
 
@@ -41,15 +40,13 @@ def write_rank_file(
         OSError: The file could not be written.
     """
     whole, blocks, size_bytes = xxhash.xxh3_128(), [], 0
-    with open(path, "wb") as file:
+    with writing(path, sum(tensor.nbytes for tensor in tensors.values())) as file:
         for block in _blocks(tensors):
             whole.update(block)
             blocks.append(xxhash.xxh3_64_hexdigest(block))
             size_bytes += len(block)
             file.write(block)
             also(block)
-        file.flush()
-        os.fsync(file.fileno())
     return FileHashes(size_bytes=size_bytes, hash=whole.hexdigest(), blocks=tuple(blocks))
 
 
@@ -58,31 +55,29 @@ class RankFile:
 
     Args:
         path: The file.
+        ahead: What takes more than is asked for; shared by the files that are read in turn.
 
     Raises:
         OSError: It cannot be opened or read.
         CheckpointDamagedError: Its header is not one.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: StoragePath, ahead: ReadAhead | None = None) -> None:
         self._path = path
-        self._descriptor = -1
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._ahead = ahead or ReadAhead()
+        self._source = open_for_reading(path)
         try:
-            length = int.from_bytes(os.pread(self._descriptor, _LENGTH_BYTES, 0), "little")
+            prefix = bytearray(_LENGTH_BYTES)
+            self._read(memoryview(prefix), 0)
+            length = int.from_bytes(prefix, "little")
             self._start = _LENGTH_BYTES + length
-            if self._start > os.fstat(self._descriptor).st_size:
+            if self._start > self._source.size_bytes:
                 raise ValueError(f"it states a header of {length} bytes")
             header = bytearray(length)
             self._read(memoryview(header), _LENGTH_BYTES)
             self._header = json.loads(header)
         except ValueError as error:
             raise CheckpointDamagedError(f"checkpoint file {path} is no safetensors file: {error}") from error
-
-    def __del__(self) -> None:
-        """Close the file."""
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
 
     def read_into(self, key: str, start: int, target: torch.Tensor) -> None:
         """Fill a tensor with elements of another one in the file.
@@ -111,12 +106,9 @@ class RankFile:
         self._read(view, position)
 
     def _read(self, target: memoryview, position: int) -> None:
-        done = 0
-        while done < len(target):
-            count = os.preadv(self._descriptor, [target[done : done + _LONGEST_READ_BYTES]], position + done)
-            if count == 0:
-                raise CheckpointDamagedError(f"checkpoint file {self._path} ends after {position + done} bytes.")
-            done += count
+        count = self._ahead.read_into(self._source, target, position)
+        if count < len(target):
+            raise CheckpointDamagedError(f"checkpoint file {self._path} ends after {position + count} bytes.")
 
 
 def _blocks(tensors: Mapping[str, torch.Tensor]) -> Iterator[memoryview]:

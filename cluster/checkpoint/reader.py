@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -15,6 +14,8 @@ from cluster.checkpoint.reach import explain
 from cluster.checkpoint.retry import retried
 from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import CheckpointError
+from cluster.storage.operations import StoragePath
+from cluster.storage.source import ReadAhead
 
 CHUNK_ELEMENTS = 4 * 1024 * 1024
 """Elements of a tensor of another device or kind that are held in host memory at a time: 16 MiB of fp32."""
@@ -29,11 +30,14 @@ class CheckpointReader:
         path: Where to read a file that the manifest names; in `directory` where None.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest, path: Callable[[str], Path] | None = None) -> None:
+    def __init__(
+        self, directory: StoragePath, manifest: Manifest, path: Callable[[str], StoragePath] | None = None
+    ) -> None:
         self._directory = directory
         self._manifest = manifest
         self._path = path if path is not None else directory.joinpath
         self._open: dict[str, RankFile] = {}
+        self._ahead = ReadAhead()
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """Scalar optimizer states of a parameter, equal in all its pieces."""
@@ -115,7 +119,7 @@ class CheckpointReader:
 
     def _try_to_fill(self, target: torch.Tensor, piece: Piece, key: str, start: int) -> None:
         if piece.file not in self._open:
-            self._open[piece.file] = RankFile(self._path(piece.file))
+            self._open[piece.file] = RankFile(self._path(piece.file), self._ahead)
         try:
             self._open[piece.file].read_into(key, start, target)
         except OSError:

@@ -1,4 +1,4 @@
-"""Trying again what a network file system refuses for a moment, and only that."""
+"""Trying again what a network file system or an object store refuses for a moment, and only that."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Value = TypeVar("Value")
 TRANSIENT = frozenset(
     {
         errno.EIO,  # a server or a path to a disk that went away; a broken disk answers so too, and to every try
-        errno.EREMOTEIO,
+        errno.EREMOTEIO,  # an object store that does not answer, or answers with 408, 425, 429 or 5xx
         errno.ESTALE,  # an NFS server that was restarted, or a file replaced behind a handle
         errno.EAGAIN,
         errno.EBUSY,

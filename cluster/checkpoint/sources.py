@@ -16,6 +16,7 @@ from cluster.checkpoint.catalog import CheckpointInfo, reject_if_possible, verif
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import FileRecord
 from cluster.errors import CheckpointDamagedError, CheckpointError, CheckpointUnreadableError
+from cluster.storage.operations import StoragePath
 from data_pipeline.publish import file_hashes
 
 
@@ -31,7 +32,7 @@ class VerifiedFiles:
         self._info = info
         self._local = local
         self._records = {record.path: record for record in info.manifest.files} if info.manifest is not None else {}
-        self._good: dict[str, Path] = {}
+        self._good: dict[str, StoragePath] = {}
         self._vouched: frozenset[str] = frozenset()
         self._rank = 0
 
@@ -59,7 +60,7 @@ class VerifiedFiles:
         """Take the sums over all ranks: what any of them found good in the storage may be read there."""
         self._vouched = frozenset(path for path, count in zip(self._records, found_in_storage, strict=True) if count)
 
-    def path(self, relative: str) -> Path:
+    def path(self, relative: str) -> StoragePath:
         """Where to read a file.
 
         Raises:
@@ -74,7 +75,7 @@ class VerifiedFiles:
                 raise
         return self._good[relative]
 
-    def _find(self, record: FileRecord) -> Path:
+    def _find(self, record: FileRecord) -> StoragePath:
         if self._local is not None:
             copy = self._local.path(self._info.step, record.path)
             if _is_good(copy, record):
@@ -86,7 +87,7 @@ class VerifiedFiles:
                 raise CheckpointUnreadableError(f"rank {self._rank}: {error}") from error
         return self._stored(record.path)
 
-    def _stored(self, relative: str) -> Path:
+    def _stored(self, relative: str) -> StoragePath:
         return self._info.directory / relative
 
 

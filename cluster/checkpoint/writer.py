@@ -1,9 +1,10 @@
 """Writing checkpoints beside the training: a copy on the step path, everything else in a thread without collectives.
 
 Every rank writes its file and then its index; rank 0 waits for all indexes and for the loss of the next batch, and
-publishes the manifest last. At most one checkpoint is in flight. What the storage refuses for a moment is tried again;
-a checkpoint that cannot be written is given up and the next one is tried; only two in a row, or the last of a run, are
-an error.
+publishes the manifest last: into an object store, where a request may be on its way for long, only if nobody else has
+published that step since the lease was looked at. At most one checkpoint is in flight. What the storage refuses for a
+moment is tried again; a checkpoint that cannot be written is given up and the next one is tried; only two in a row, or
+the last of a run, are an error.
 """
 
 from __future__ import annotations
@@ -12,30 +13,46 @@ import errno
 import logging
 import math
 import os
-import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.checkpoint import catalog, part
+from cluster.checkpoint.leftovers import may_be_published
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, attempt_name, step_directory
+from cluster.checkpoint.rejection import REJECTED_NAME
 from cluster.checkpoint.retry import Backoff, retried
 from cluster.config import CheckpointConfig
 from cluster.engines.protocol import FragmentState
 from cluster.errors import CheckpointError, ClusterError, StorageError
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import (
+    StoragePath,
+    each_of,
+    free_bytes,
+    list_sizes,
+    make_directory,
+    remove_files,
+    remove_tree,
+    sync_directory,
+    version,
+    write_atomically,
+    write_if_unchanged,
+)
 from data_pipeline.errors import DataError
-from data_pipeline.publish import sync_directory, write_atomically
 
 logger = logging.getLogger(__name__)
 
 Value = TypeVar("Value")
 
 _POLL_SECONDS = 0.02
+_POLL_STORE_SECONDS = 0.5
+"""Each look into an object store is a request, which is paid for."""
 _FAILURES_ALLOWED = 1
 
 
@@ -49,6 +66,8 @@ class WriterHooks:
     """Called on rank 0 before the manifest is written; an error keeps it from being written."""
     on_saved: Callable[[dict[str, Any]], None] = lambda event: None
     """Called on rank 0 after it was."""
+    needed: Callable[[], Collection[int]] = tuple
+    """Gives the steps whose checkpoints retention leaves alone; called on rank 0."""
 
 
 @dataclass
@@ -56,7 +75,7 @@ class _Save:
     """One checkpoint in flight."""
 
     step: int
-    directory: Path
+    directory: StoragePath
     states: Sequence[FragmentState]
     run: Mapping[str, Any]
     next_loss: float | None = None
@@ -84,7 +103,7 @@ class CheckpointWriter:
 
     def __init__(
         self,
-        run_directory: Path,
+        run_directory: StoragePath,
         *,
         attempt: int,
         rank: int,
@@ -208,12 +227,12 @@ class CheckpointWriter:
             f"the checkpoint of step {save.step} could not be written to {save.directory}: {_explain(error)}."
         )
         logger.error("%s", save.problem)
-        if not catalog.may_be_published(save.directory):
-            shutil.rmtree(save.directory, ignore_errors=True)
+        if not may_be_published(save.directory):
+            remove_tree(save.directory)
 
     def _write_rank(self, save: _Save) -> None:
         path = part.tensors_path(save.directory, self._rank)
-        self._retried(save, partial(save.directory.mkdir, parents=True, exist_ok=True), save.directory)
+        self._retried(save, partial(make_directory, save.directory), save.directory)
         own_bytes = part.size_bytes(save.states)
         self._require_room(save, own_bytes)
         relative = f"{save.directory.name}/{path.name}"
@@ -236,16 +255,15 @@ class CheckpointWriter:
 
         The other ranks may have begun: what they have written is no longer needed, and no longer free.
         """
-        system = self._retried(save, partial(os.statvfs, save.directory), save.directory)
-        if system.f_blocks == 0:  # a file system that does not tell
+        free = self._retried(save, partial(free_bytes, save.directory), save.directory)
+        if free is None or isinstance(save.directory, ObjectPath):
             return
-        free_bytes = system.f_bavail * system.f_frsize
         needed_bytes = own_bytes
         if self._rank == 0:
             present_bytes = sum(child.stat().st_size for child in save.directory.glob("rank-*.safetensors"))
             needed_bytes = max(own_bytes, self._whole_bytes - present_bytes)
-        if needed_bytes > free_bytes:
-            raise StorageError(f"{needed_bytes:,} bytes are needed there and {free_bytes:,} are free")
+        if needed_bytes > free:
+            raise StorageError(f"{needed_bytes:,} bytes are needed there and {free:,} are free")
 
     def _publish(self, save: _Save) -> None:
         parts = self._collect(save)
@@ -262,11 +280,13 @@ class CheckpointWriter:
 
         def publish() -> None:
             sync_directory(save.directory)
+            seen = version(target)
             try:
                 self._hooks.before_publish()  # before every try: in the meantime another attempt may have begun
             except OSError as error:  # not tried again: a second fsync after one that failed proves nothing
                 raise StorageError(f"the run's record is not durable: {_explain(error)}") from error
-            write_atomically(target, content)
+            if not write_if_unchanged(target, content, seen):
+                raise StorageError("another attempt published a checkpoint of this step in the meantime")
 
         self._retried(save, publish, target)
         self._whole_bytes = manifest.size_bytes
@@ -275,28 +295,43 @@ class CheckpointWriter:
         except OSError as error:  # the checkpoint is whole and public: no failure of it
             logger.warning("that step %d was saved could not be noted in the run: %s", save.step, _explain(error))
         try:
-            (target.parent / catalog.REJECTED_NAME).unlink(missing_ok=True)  # it meant the manifest before
-            for rank in range(self._world_size):  # all that they say is in the manifest now
-                part.index_path(save.directory, rank).unlink(missing_ok=True)
-            catalog.apply_retention(self._run_directory, self._policy)
+            indexes = [part.index_path(save.directory, rank) for rank in range(self._world_size)]
+            remove_files([target.parent / REJECTED_NAME, *indexes])  # what they say is of the manifest before, or in it
+        except (OSError, CheckpointError) as error:
+            logger.warning("what %s no longer needs could not be removed: %s", save.directory.parent, error)
+        self.apply_retention()
+
+    def apply_retention(self) -> None:
+        """Remove old checkpoints, on rank 0; one that cannot be removed now goes another time."""
+        try:
+            catalog.apply_retention(self._run_directory, self._policy, self._hooks.needed())
         except (OSError, CheckpointError) as error:
             logger.warning("old checkpoints of %s could not be removed: %s", self._run_directory, error)
 
     def _collect(self, save: _Save) -> list[dict[str, Any]]:
         deadline = time.monotonic() + self._timeout_seconds
-        parts = []
-        for rank in range(self._world_size):
-            path = part.index_path(save.directory, rank)
-            while not self._retried(save, path.exists, path):
+        paths = [part.index_path(save.directory, rank) for rank in range(self._world_size)]
+        there: set[str] = set()
+        for rank, path in enumerate(paths):
+            while path.name not in there and path.name not in (there := self._handed_in(save, path)):
                 if save.abandoned.is_set():
                     raise CheckpointError("another rank could not write its part")
                 if time.monotonic() > deadline:
                     raise CheckpointError(f"rank {rank} did not hand in its part within {self._timeout_seconds:g} s")
-                time.sleep(_POLL_SECONDS)
-            parts.append(self._retried(save, partial(part.read_index, path), path))
-        return parts
+                time.sleep(_POLL_STORE_SECONDS if isinstance(path, ObjectPath) else _POLL_SECONDS)
 
-    def _retried(self, save: _Save, operation: Callable[[], Value], path: Path) -> Value:
+        def read(path: StoragePath) -> dict[str, Any]:
+            return self._retried(save, partial(part.read_index, path), path)
+
+        return each_of(paths, read, at=save.directory)
+
+    def _handed_in(self, save: _Save, path: StoragePath) -> set[str]:
+        """Names of indexes that are there: this one, or all that the store lists."""
+        if isinstance(path, ObjectPath):
+            return set(self._retried(save, partial(list_sizes, path.parent), path.parent))
+        return {path.name} if self._retried(save, path.exists, path) else set()
+
+    def _retried(self, save: _Save, operation: Callable[[], Value], path: StoragePath) -> Value:
         what = f"the checkpoint of step {save.step}: {path}"
         return retried(operation, what, backoff=self._backoff, given_up=save.abandoned.is_set)
 
@@ -307,4 +342,4 @@ def _explain(error: BaseException) -> str:
         return str(error) or type(error).__name__
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return "the storage is full"
-    return os.strerror(error.errno)
+    return error.strerror or os.strerror(error.errno)

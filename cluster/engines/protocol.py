@@ -69,7 +69,25 @@ class StateSource(Protocol):
         """Set a one-dimensional tensor of any device to what `read` gives, holding little beside it."""
 
 
-class Engine(Protocol):
+class Forward(Protocol):
+    """What it takes to evaluate a model and to let it write."""
+
+    def evaluate(self, batch: MicroBatch) -> LossSums:
+        """Forward only."""
+
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token at every position, forward only; all ranks must call it with equal tokens.
+
+        Args:
+            tokens: int64 token ids that follow those in the cache. Shape: (B, T).
+            cache: Keys and values of earlier tokens; the new ones are added to it.
+
+        Returns:
+            Shape: (B, T, V).
+        """
+
+
+class Engine(Forward, Protocol):
     """Holds model and optimizer state; advances it by one global batch at a time."""
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
@@ -97,20 +115,6 @@ class Engine(Protocol):
         """Drop what `accumulate` added up since the last update, as if those micro-batches had never been run.
 
         No communication; every rank must do it at the same place, before the next `accumulate`.
-        """
-
-    def evaluate(self, batch: MicroBatch) -> LossSums:
-        """Forward only."""
-
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Scores of the next token at every position, forward only; all ranks must call it with equal tokens.
-
-        Args:
-            tokens: int64 token ids that follow those in the cache. Shape: (B, T).
-            cache: Keys and values of earlier tokens; the new ones are added to it.
-
-        Returns:
-            Shape: (B, T, V).
         """
 
     def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
 from cluster.errors import StorageError
@@ -18,7 +17,7 @@ from cluster.faults.hang import GroupWatch, HangVerdict, Heartbeat
 from cluster.faults.stacks import end_process, take_stacks
 from cluster.faults.stragglers import StragglerWatch
 from cluster.run_directory import RunDirectory
-from data_pipeline.publish import write_atomically
+from cluster.storage.operations import StoragePath, list_names, make_directory, remove_files, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +58,7 @@ class HangWatch:
 
     def __init__(
         self,
-        run_directory: Path,
+        run_directory: StoragePath,
         *,
         timeout_seconds: float | None,
         tell: Tell,
@@ -111,7 +110,7 @@ class HangWatch:
         stacks = self._take_stacks(list(verdict.heartbeats.values()))
         path = self._keep(verdict, stacks)
         culprits = [verdict.heartbeats[rank] for rank in verdict.ranks if rank in verdict.heartbeats]
-        self._tell.event(_event(verdict, None if path is None else str(path.relative_to(self._run_directory))))
+        self._tell.event(_event(verdict, None if path is None else f"{STACKS_NAME}/{path.name}"))
         for rank in verdict.ranks if verdict.certain else verdict.ranks[:1]:
             self._tell.failure(_failure(verdict, rank, stacks.get(rank, "")))
         if verdict.certain:
@@ -129,7 +128,7 @@ class HangWatch:
                 stacks[beat.rank] = answers.get(node_id, {}).get(beat.rank, "its node did not answer")
         return stacks
 
-    def _keep(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> Path | None:
+    def _keep(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> StoragePath | None:
         """Write the file of stacks; None where the storage does not take it, which must not save the rank that hangs.
 
         The log has the stacks then.
@@ -141,14 +140,15 @@ class HangWatch:
             logger.warning("the stacks could not be written to %s: %s\n%s", self._run_directory, error, account)
             return None
 
-    def _write_stacks(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> Path:
+    def _write_stacks(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> StoragePath:
         directory = self._run_directory / STACKS_NAME
-        directory.mkdir(exist_ok=True)
+        make_directory(directory)
         attempt = RunDirectory(self._run_directory).facts().get("attempt", 0)
-        path = directory / f"attempt-{attempt}-{time.strftime('%H%M%S', time.gmtime())}.txt"
+        path = directory / f"attempt-{attempt}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.txt"
         write_atomically(path, _account(verdict, stacks).encode())
-        for old in sorted(directory.glob("attempt-*.txt"), key=lambda each: each.stat().st_mtime)[:-_STACKS_KEPT]:
-            old.unlink(missing_ok=True)
+        kept = [name for name in list_names(directory) if name.startswith("attempt-")]
+        kept.sort(key=lambda name: (len(name), name))  # the attempt's number has as many digits as it needs
+        remove_files(directory / name for name in kept[:-_STACKS_KEPT])
         return path
 
     def _end(self, verdict: HangVerdict, culprits: Sequence[Heartbeat]) -> None:

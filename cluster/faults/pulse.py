@@ -21,6 +21,7 @@ from typing import Any
 from cluster.attempt import run_attempt
 from cluster.faults.hang import Heartbeat, beat_seconds
 from cluster.faults.stacks import STACKS_SIGNAL
+from cluster.late_evaluations import rest
 from cluster.process_clock import start_ticks
 from cluster.record.wandb_mirror import WandbMirror
 from cluster.train_loop import train
@@ -36,6 +37,8 @@ _LOOP_FILE = train.__code__.co_filename
 _EFFECTS_FILE = run_attempt.__code__.co_filename
 _LIMITED_FILE = WandbMirror.close.__code__.co_filename
 """Waits for W&B at the end of an attempt are long, and end by themselves after a minute."""
+_RESTING = rest.__code__
+"""So are those for evaluations beside the training."""
 
 
 class Pulse:
@@ -152,7 +155,7 @@ def stack_lines(frame: FrameType | None) -> tuple[str, ...]:
 
 
 def _describe(frame: FrameType) -> tuple[Any, str | None, bool, bool]:
-    """Where a thread stands: its position, the collective it is in, whether in the work of a step, whether in W&B.
+    """Where a thread stands: position, collective, whether in a step's work, whether in a wait that ends by itself.
 
     What the loop has others do, evaluation, saving and logging, is no work of a step.
     """
@@ -171,7 +174,7 @@ def _describe(frame: FrameType) -> tuple[Any, str | None, bool, bool]:
             collective = code.co_name  # the outermost one: the function that was called
         if in_step is None and code.co_filename in (_LOOP_FILE, _EFFECTS_FILE):
             in_step = code.co_filename == _LOOP_FILE
-        limited |= code.co_filename == _LIMITED_FILE
+        limited |= code.co_filename == _LIMITED_FILE or code is _RESTING
         each = each.f_back
     return tuple(position), collective, bool(in_step), limited
 

@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
@@ -15,6 +14,7 @@ from cluster.faults.failure import WorkerFailure
 from cluster.faults.inquest import Case, Seat
 from cluster.faults.rules import FailureTally, Ruling, Sentence, Terms, causes_by_rank, root_cause, rule
 from cluster.run_directory import RunDirectory
+from cluster.storage.operations import StoragePath
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,9 @@ class Verdicts:
         device: Kind of the devices that the cluster has for the run, or `cpu`.
     """
 
-    def __init__(self, config: RunConfig, run_directory: Path, failures: list[WorkerFailure], *, device: str) -> None:
+    def __init__(
+        self, config: RunConfig, run_directory: StoragePath, failures: list[WorkerFailure], *, device: str
+    ) -> None:
         self._asked = config
         self._device = device
         self._workers = config.resources.max_workers

@@ -13,11 +13,11 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.jobs.submission import ORIGIN, PREDECESSOR, chain, driver_was_killed
 from cluster.run_directory import PUBLISHED_STEP, RUN_NAME
+from cluster.storage.operations import storage_path
 
 logger = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ def watch(api: JobsApi, charge: Charge, tally: DeathTally, *, sleep: Callable[[f
 def progress(charge: Charge) -> int | None:
     """Step of the run's last published checkpoint; None where there is none yet."""
     try:
-        facts = json.loads((Path(charge.run_directory) / RUN_NAME).read_bytes())
+        facts = json.loads((storage_path(charge.run_directory) / RUN_NAME).read_bytes())
     except (OSError, ValueError):
         return None
     step = facts.get(PUBLISHED_STEP)

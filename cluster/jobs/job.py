@@ -5,12 +5,12 @@ from __future__ import annotations
 import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 from cluster.errors import JobRefusedError, RunBusyError
 from cluster.jobs.submission import DIRECTORY, ORIGIN, PREDECESSOR, PRETRAIN, RUN, VERB, driver_was_killed
+from cluster.storage.operations import storage_path
 
 _WITH_OUTPUT = "last available logs (truncated"
 """Ray ends the message of a failed job with the end of its output, below a line that says so."""
@@ -132,7 +132,7 @@ def describe(details: Any, run_directories: Mapping[str, str]) -> Job:
 
 def run_metadata(directory: str) -> dict[str, str]:
     """Metadata of a job that trains the run in a directory, that is `storage/name`."""
-    return {RUN: Path(directory).name, VERB: PRETRAIN, DIRECTORY: directory}
+    return {RUN: storage_path(directory).name, VERB: PRETRAIN, DIRECTORY: directory}
 
 
 def choose(known: Sequence[Job], reference: str, address: str) -> tuple[Job, list[Job]]:
@@ -174,9 +174,9 @@ def in_the_way(known: Sequence[Job], directory: str) -> Job | None:
 
     A job whose directory is not known, as one of an older version, counts by the name of its run.
     """
-    wanted = Path(directory)
+    wanted = storage_path(directory)
     same_name = (job for job in known if not job.ended and job.verb == PRETRAIN and job.run == wanted.name)
-    return next((job for job in same_name if job.directory is None or Path(job.directory) == wanted), None)
+    return next((job for job in same_name if job.directory is None or storage_path(job.directory) == wanted), None)
 
 
 def _unknown(known: Sequence[Job], reference: str, address: str) -> str:

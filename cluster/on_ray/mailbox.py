@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from cluster.evaluation_beside import Outcome
 from cluster.faults.rules import Sentence
 
 if TYPE_CHECKING:  # the actor needs no torch
@@ -27,6 +28,8 @@ class Wishes:
     """To save and end, because the run is to stop."""
     regroup: Regroup = "no"
     """To save and end, because other workers are to take over."""
+    evaluations: tuple[Outcome, ...] = ()
+    """What has come of evaluations beside the training and is to be recorded."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +119,10 @@ class MailboxLink:
     def regroup_requested(self) -> Regroup:
         """Whether the driver wants this rank to end for other workers to take over, and how long that can wait."""
         return self._wishes.regroup
+
+    def evaluations(self) -> tuple[Outcome, ...]:
+        """What has come of evaluations beside the training, until it is no longer waited for."""
+        return self._wishes.evaluations
 
     def close(self) -> None:
         """End the watching thread, once every message sent so far has arrived."""

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import os
 import socket
-import stat
 import struct
-import tempfile
-from pathlib import Path
+
+from cluster.scratch import private_directory
 
 _SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of an interface
 
@@ -33,20 +31,10 @@ def use_node_local_caches() -> None:
 
     A directory that the user chose stays.
     """
-    caches = _private_directory(Path(tempfile.gettempdir()) / f"longhaul-{os.getuid()}")
+    caches = private_directory()
     for variable, name in (
         ("TORCH_EXTENSIONS_DIR", "torch_extensions"),
         ("TORCHINDUCTOR_CACHE_DIR", "inductor"),
         ("TRITON_CACHE_DIR", "triton"),
     ):
         os.environ.setdefault(variable, str(caches / name))
-
-
-def _private_directory(path: Path) -> Path:
-    """The directory if it is ours alone, otherwise a new one: what lies there is loaded as code."""
-    with contextlib.suppress(FileExistsError):
-        path.mkdir(mode=0o700)
-    facts = path.lstat()
-    if stat.S_ISDIR(facts.st_mode) and facts.st_uid == os.getuid() and not facts.st_mode & 0o022:
-        return path
-    return Path(tempfile.mkdtemp(prefix=path.name))

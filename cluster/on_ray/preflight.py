@@ -5,20 +5,23 @@ Every node of a joined cluster is asked by a task that runs there, so that the a
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from cluster.config import ResourcesConfig, RunConfig
 from cluster.engines.zero_options import check_zero
 from cluster.errors import ResourcesError, StorageError
+from cluster.on_ray.evaluator import require_room_for_task
 from cluster.on_ray.ray_cluster import Cluster, Node, live_nodes, room_for_workers
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, remove_files, storage_path, write_atomically
+from cluster.storage_check import account_of
 from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError, DatasetError
-from data_pipeline.publish import write_atomically
 
 _ANSWER_SECONDS = 120.0
 _COMPARED = ("python", "torch", "deepspeed", "ray", "numpy")
@@ -65,9 +68,10 @@ def check_cluster(
     gpus_per_worker = resolve_gpus(config.resources, nodes, device_so_far, say)
     for workers in range(config.resources.min_workers, config.resources.max_workers + 1):
         check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=workers)
+    require_room_for_task(config, nodes, gpus_per_worker)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
-        _check_nodes(Path(config.storage), fingerprints, nodes)
+        _check_nodes(storage_path(config.storage), fingerprints, nodes)
     return gpus_per_worker
 
 
@@ -105,7 +109,7 @@ def resolve_gpus(
     return per_worker
 
 
-def examine_node(storage: Path, fingerprints: Mapping[str, str], node_id: str) -> str | None:
+def examine_node(storage: StoragePath, fingerprints: Mapping[str, str], node_id: str) -> str | None:
     """Check a node that joined a running cluster as those that were there at the start.
 
     Returns:
@@ -120,7 +124,7 @@ def examine_node(storage: Path, fingerprints: Mapping[str, str], node_id: str) -
     return None
 
 
-def _check_nodes(storage: Path, fingerprints: Mapping[str, str], nodes: list[Node]) -> None:
+def _check_nodes(storage: StoragePath, fingerprints: Mapping[str, str], nodes: list[Node]) -> None:
     """Probe the storage from every node, and compare software and datasets with the driver's."""
     mark = f".probe-{secrets.token_hex(4)}"
     try:
@@ -129,11 +133,11 @@ def _check_nodes(storage: Path, fingerprints: Mapping[str, str], nodes: list[Nod
         for node, answer in zip(nodes, answers, strict=True):
             _judge(node, answer, storage, mark)
     finally:
-        for probe in storage.glob(f"{mark}*"):
-            probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what went wrong before says more
+            remove_files([storage / mark, *(storage / f"{mark}-{node.id}" for node in nodes)])
 
 
-def _ask(nodes: list[Node], storage: Path, mark: str, fingerprints: Mapping[str, str]) -> list[NodeAnswer]:
+def _ask(nodes: list[Node], storage: StoragePath, mark: str, fingerprints: Mapping[str, str]) -> list[NodeAnswer]:
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -163,14 +167,14 @@ def _ask(nodes: list[Node], storage: Path, mark: str, fingerprints: Mapping[str,
 
 def answer_for_node(storage: str, mark: str, node_id: str, fingerprints: dict[str, str]) -> NodeAnswer:
     """Runs on the node: write and read the storage, open the datasets, name the software."""
-    storage_problem = None
+    place, storage_problem = storage_path(storage), None
     try:
-        (Path(storage) / mark).read_bytes()
-        write_atomically(Path(storage) / f"{mark}-{node_id}", b"written by the node")
+        (place / mark).read_bytes()
+        write_atomically(place / f"{mark}-{node_id}", b"written by the node")
     except FileNotFoundError:
-        storage_problem = "does not see what the driver wrote there: it is another directory on that node"
+        storage_problem = "does not see what the driver wrote there: it is another storage on that node"
     except OSError as error:
-        storage_problem = f"cannot use it: {error.strerror or error}"
+        storage_problem = f"cannot use it: {account_of(place, error)}"
     problems = {}
     for path, fingerprint in fingerprints.items():
         try:
@@ -183,18 +187,22 @@ def answer_for_node(storage: str, mark: str, node_id: str, fingerprints: dict[st
     return NodeAnswer(versions=library_versions(), storage_problem=storage_problem, dataset_problems=problems)
 
 
-def _judge(node: Node, answer: NodeAnswer, storage: Path, mark: str) -> None:
+def _judge(node: Node, answer: NodeAnswer, storage: StoragePath, mark: str) -> None:
     if answer.storage_problem is None and not (storage / f"{mark}-{node.id}").exists():
         answer = NodeAnswer(
             versions=answer.versions,
-            storage_problem="writes there what the driver does not see: it is another directory on that node",
+            storage_problem="writes there what the driver does not see: it is another storage on that node",
             dataset_problems=answer.dataset_problems,
         )
     if answer.storage_problem is not None:
-        raise StorageError(
-            f"storage {storage}: {node.description} {answer.storage_problem}. Every node must see one and the same "
-            "directory (NFS, Lustre, a mounted bucket): mount it there, or set `storage` to one that is shared."
+        rule = (
+            "Every node needs its own credentials for the store and the same endpoint: a role, or AWS_... variables in "
+            "the environment that its Ray was started with (or in the job's `env_vars`)."
+            if isinstance(storage, ObjectPath)
+            else "Every node must see one and the same directory (NFS, Lustre, a mounted bucket): mount it there, or "
+            "set `storage` to one that is shared."
         )
+        raise StorageError(f"storage {storage}: {node.description} {answer.storage_problem}. {rule}")
     for path, problem in answer.dataset_problems.items():
         raise DatasetError(
             f"dataset {path}: {node.description} cannot use it: {problem} Datasets must lie where every node sees "

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
         address: A running cluster; None starts a private one.
 
     Raises:
-        ResourcesError: The cluster cannot be joined.
+        ResourcesError: The cluster cannot be joined or started.
         TrainingFailedError: The cluster failed under what the block did.
     """
     for key, value in _RAY_ENVIRONMENT.items():
@@ -78,20 +78,7 @@ def connect(address: str | None) -> Iterator[Cluster]:
     from ray.exceptions import RayError
 
     threading.Thread(target=_import_what_comes_next, name="imports", daemon=True).start()
-    try:
-        context = ray.init(
-            address=address or "local",
-            logging_level=logging.ERROR,
-            log_to_driver=False,
-            **({} if address else {"include_dashboard": False}),
-        )
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        if address is None:
-            raise
-        raise ResourcesError(
-            f"the Ray cluster at {address} cannot be joined: {error}. Check that it runs, that RAY_ADDRESS names it, "
-            "and that its Python and Ray versions are those of this command."
-        ) from error
+    context = _init(address)
     _silence_ray()
     try:
         yield Cluster(attached=address is not None, dashboard_url=_url(context.dashboard_url))
@@ -101,6 +88,32 @@ def connect(address: str | None) -> Iterator[Cluster]:
         ) from error
     finally:
         ray.shutdown()
+
+
+def _init(address: str | None) -> Any:
+    """`ray.init`, its errors in words."""
+    import ray
+
+    try:
+        return ray.init(
+            address=address or "local",
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            **({} if address else {"include_dashboard": False}),
+        )
+    except Exception as error:  # plain ones too: Ray raises them where a node takes longer to start than it waits
+        if address is None:
+            raise ResourcesError(
+                f"Ray could not be started on this machine: {error} Where other programs take all of its cores or "
+                "memory, give the same command again once they do not; otherwise Ray's logs in "
+                "/tmp/ray/session_latest/logs say more."
+            ) from error
+        if not isinstance(error, (ConnectionError, RuntimeError, ValueError)):
+            raise
+        raise ResourcesError(
+            f"the Ray cluster at {address} cannot be joined: {error}. Check that it runs, that RAY_ADDRESS names it, "
+            "and that its Python and Ray versions are those of this command."
+        ) from error
 
 
 def live_nodes() -> list[Node]:
@@ -120,7 +133,7 @@ def live_nodes() -> list[Node]:
     ]
 
 
-def room_for_workers(nodes: list[Node], *, cpus_per_worker: int, gpus_per_worker: int) -> int:
+def room_for_workers(nodes: Sequence[Node], *, cpus_per_worker: int, gpus_per_worker: int) -> int:
     """How many workers fit on the nodes, were they empty."""
     return sum(
         min(

@@ -30,6 +30,31 @@ def workers_that_fit(resources: Mapping[str, float], *, cpus_per_worker: int, gp
     return min(by_cpu, int(resources.get("GPU", 0) // gpus_per_worker)) if gpus_per_worker else by_cpu
 
 
+def workers_given_up(
+    free: Iterable[Mapping[str, float]], needs: Mapping[str, float], *, cpus_per_worker: int, gpus_per_worker: int
+) -> int | None:
+    """How many workers fewer fit where one of the nodes keeps room for something else; None where none has the room.
+
+    Args:
+        free: What is free on each node.
+        needs: What the other thing takes of a node.
+        cpus_per_worker: CPU cores of one worker.
+        gpus_per_worker: GPUs of one worker.
+    """
+
+    def fit(resources: Mapping[str, float]) -> int:
+        return workers_that_fit(resources, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+
+    return min(
+        (
+            fit(node) - fit({name: amount - needs.get(name, 0) for name, amount in node.items()})
+            for node in free
+            if all(node.get(name, 0) >= amount for name, amount in needs.items())
+        ),
+        default=None,
+    )
+
+
 def workers_for(resources: ResourcesConfig, room: int) -> int:
     """Workers to start with: as many as there is room for, within the bounds; below them the run waits for room."""
     return max(resources.min_workers, min(resources.max_workers, room))
@@ -99,6 +124,7 @@ class Room:
         examine: Applied in a thread to each node that joins after the start, before it gets workers; again after a
             minute where the node was unfit.
         clock: Monotonic seconds.
+        spare: What the workers leave free on some node, as Ray names it.
     """
 
     def __init__(
@@ -107,7 +133,10 @@ class Room:
         gpus_per_worker: int,
         examine: Examine,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        spare: Mapping[str, float] | None = None,
     ) -> None:
+        self._spare = spare or {}
         self._resources = resources
         self._gpus_per_worker = gpus_per_worker
         self._examine = examine
@@ -156,7 +185,8 @@ class Room:
             own: Node id of each worker of the run that runs now: they count as room.
         """
         self._look_at_new_nodes()
-        return self._count(Counter(own), self.left_out | self._lost | set(draining_nodes()))
+        closed = self.left_out | self._lost | set(draining_nodes())
+        return self._count(Counter(own), closed) - self._given_up(closed)
 
     def within_reach(self) -> int:
         """How many workers the run could have, with those that it holds room for already."""
@@ -208,6 +238,19 @@ class Room:
             for node, free in available_by_node().items()
             if node not in closed
         )
+
+    def _given_up(self, closed: Container[str]) -> int:
+        """Workers that fit and are not taken, for what is to be left free."""
+        if not self._spare:
+            return 0
+        free = [resources for node, resources in available_by_node().items() if node not in closed]
+        fewer = workers_given_up(
+            free,
+            self._spare,
+            cpus_per_worker=self._resources.cpus_per_worker,
+            gpus_per_worker=self._gpus_per_worker,
+        )
+        return fewer or 0
 
     def _settled(self, before: list[str], lost: set[str], waited: float) -> bool:
         room = self.now()

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import TrainingFailedError
+from cluster.evaluation_beside import EVALUATIONS_WANTED
 from cluster.faults.failure import WorkerFailure
 from cluster.faults.hang_watch import HangWatch, Tell
 from cluster.faults.inquest import Inquest
 from cluster.faults.verdicts import Verdicts
 from cluster.lease import Lease
+from cluster.on_ray.evaluator import Evaluator, task_needs
 from cluster.on_ray.nodes import actor_is_dead, node_state_now, on_nodes
 from cluster.on_ray.ray_cluster import free_placement_groups
 from cluster.on_ray.room import Examine, Room, kind_of_devices
@@ -28,6 +30,8 @@ from cluster.on_ray.stop_wish import StopWish
 from cluster.record.logs import EventsLog
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
+from cluster.scratch import scratch_directory
+from cluster.storage.operations import StoragePath, storage_path
 
 if TYPE_CHECKING:
     from cluster.on_ray.worker import GroupTerms
@@ -96,7 +100,18 @@ class _Session:
         self._listener = desk.listener
         self._mailbox = start_mailbox()
         self._inquest = Inquest(is_dead=actor_is_dead, node_state=node_state_now)
-        self._room = Room(config.resources, gpus_per_worker, desk.examine)
+        self._room = Room(
+            config.resources,
+            gpus_per_worker,
+            desk.examine,
+            spare=task_needs(config.evaluation, gpus_per_worker),
+        )
+        self._evaluator = Evaluator(
+            config,
+            gpus_per_worker,
+            write_event=self._write_event,
+            left_out=lambda: self._room.left_out,
+        )
         self._watch = RoomWatch(config.resources, self._room, say=self._say, write_event=self._write_event)
         self._verdicts = Verdicts(config, self._run_directory, desk.failures, device=kind_of_devices(gpus_per_worker))
         self._hangs = HangWatch(
@@ -152,6 +167,7 @@ class _Session:
                 self._end_controller(thread)
                 return True
         self._handle_messages()
+        self._evaluator.give_way()
         ended = self._judge_end()
         self._watch.end(self._inquest.seats)
         self._inquest.close()
@@ -166,6 +182,10 @@ class _Session:
         self._obey_signals()
         self._hangs.look()
         self._hold_inquest()
+        if self._training:
+            self._evaluator.look()
+        else:
+            self._evaluator.give_way()
         now = time.monotonic()
         if now >= self._next_lease_check:
             self._next_lease_check = now + _LEASE_CHECK_SECONDS
@@ -232,7 +252,9 @@ class _Session:
         return not planned
 
     def _fit(self, terms: GroupTerms) -> None:
-        scratch = self._run_directory / ".ray"
+        directory = self._run_directory
+        # Ray needs a file system for its notes, of which nothing is wanted after the controller that made them.
+        scratch = (directory if isinstance(directory, Path) else scratch_directory(directory)) / ".ray"
         name = f"driver-{os.getpid()}-{secrets.token_hex(4)}"
         try:
             from cluster.on_ray.worker import WorkerOrder, fit
@@ -257,7 +279,7 @@ class _Session:
         from cluster.on_ray.mailbox import Orders, Wishes
 
         orders = Orders(
-            wishes=Wishes(stop=self._stop.asked, regroup=self._watch.regroup),
+            wishes=Wishes(stop=self._stop.asked, regroup=self._watch.regroup, evaluations=self._evaluator.outcomes()),
             verdicts=self._verdicts.by_number,
             wandb_key=self._desk.tracking.api_key,
         )
@@ -268,6 +290,8 @@ class _Session:
                     self._fatal_since = self._fatal_since or time.monotonic()
             elif message["type"] == "heartbeat":
                 self._hangs.hear(message)
+            elif message["type"] == EVALUATIONS_WANTED:
+                self._evaluator.hear(message)
             elif message["type"] == "controller":
                 self._controller = message["actor"]
             elif message["type"] == "event":
@@ -316,8 +340,8 @@ class _Session:
                 return
 
     @property
-    def _run_directory(self) -> Path:
-        return Path(self._config.storage) / self._config.name
+    def _run_directory(self) -> StoragePath:
+        return storage_path(self._config.storage) / self._config.name
 
     def _stopped_before_training(self) -> bool:
         """Whether the run is to stop and nothing was learned since its last checkpoint, so that it has ended."""

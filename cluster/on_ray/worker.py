@@ -41,6 +41,7 @@ from cluster.lease import holds
 from cluster.on_ray.mailbox import MailboxLink, MailboxLogHandler
 from cluster.on_ray.node import interface_of, use_node_local_caches
 from cluster.record.wandb_mirror import TrackingSettings
+from cluster.storage.operations import storage_path
 from cluster.topology import Topology
 from data_pipeline.errors import DataError
 from llm.errors import ModelError
@@ -163,7 +164,7 @@ def fit(order: WorkerOrder, terms: GroupTerms, *, name: str, scratch: Path) -> d
         order: Told to each worker.
         terms: How many workers, and where.
         name: Unique per driver, so that Ray never continues anything of its own accord.
-        scratch: Directory that all nodes see, for Ray's own notes.
+        scratch: For Ray's own notes.
 
     Returns:
         Rank 0's result: step, finished and regroup.
@@ -230,7 +231,8 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
             tracking=replace(
                 order.tracking, api_key=ray.get(order.mailbox.wandb_key.remote()) if topology.is_main else None
             ),
-            still_ours=lambda: holds(Path(order.config.storage) / order.config.name, order.holder),
+            evaluations=link.evaluations,
+            still_ours=lambda: holds(storage_path(order.config.storage) / order.config.name, order.holder),
         )
         result = run_attempt(order.config, topology, surroundings)
     except Exception as error:

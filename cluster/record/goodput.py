@@ -12,7 +12,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 from cluster.record.logs import DISCARDED_NAME, EVENTS_NAME, METRICS_NAME, read_lines
@@ -29,6 +28,7 @@ from cluster.record.timeline import (
     row_marks,
 )
 from cluster.run_directory import RunDirectory
+from cluster.storage.operations import StoragePath
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Goodput:
         return self.parts.training / wall if self.is_timed and wall > 0 else None
 
 
-def read_goodput(run_directory: Path) -> Goodput:
+def read_goodput(run_directory: StoragePath) -> Goodput:
     """Goodput of the run in a directory, at any moment of its life.
 
     Raises:

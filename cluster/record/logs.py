@@ -1,23 +1,25 @@
 """The run's record. All else is a view of it.
 
 Rank 0 writes metrics.jsonl and samples.jsonl, which go back to a checkpoint with the training; the driver writes
-events.jsonl, which only grows.
+events.jsonl, which only grows. In a file system each is a file of that name, in an object store the parts below
+`metrics/`, `samples/`, `events/`; a path such as RUN/metrics.jsonl means either.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import logging
 import math
-import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from cluster.errors import StorageError
-from data_pipeline.publish import sync_file, write_atomically
+from cluster.record.file_log import FileLog, FileTail, append_durably, close_torn_tail
+from cluster.record.parts_log import GrowingParts, MergedTail, PartsLog, PartsTail, check_newest
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +38,42 @@ _DETERMINISTIC_FIELDS = {
 }
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+class Lines(Protocol):
+    """A log that lines are appended to."""
+
+    def append(self, data: bytes, /) -> None:
+        """Add lines without waiting until they are durable."""
+        ...
+
+    def sync(self) -> None:
+        """Make all lines durable; raises `OSError` where that cannot be."""
+        ...
+
+    def close(self) -> None:
+        """Make all lines durable, and end."""
+        ...
+
+
+def read_lines(path: StoragePath) -> list[dict[str, Any]]:
     """Whole JSON objects of a log; a torn last line is left out."""
     return LogTail(path).read()
+
+
+def read_raw(path: StoragePath) -> bytes:
+    """A log as text, whole lines only; empty where there is none."""
+    return _tail(path).read()
+
+
+def has_log(path: StoragePath) -> bool:
+    """Whether a log was begun."""
+    return _parts_of(path).is_dir() if isinstance(path, ObjectPath) else path.is_file()
 
 
 class LogTail:
     """Reads what was added to a log since the last look."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._position = 0
+    def __init__(self, path: StoragePath) -> None:
+        self._source = _tail(path)
         self._lines = 0
 
     def read(self) -> list[dict[str, Any]]:
@@ -55,24 +82,22 @@ class LogTail:
         Raises:
             StorageError: A line is not JSON.
         """
-        if not self._path.exists():
-            return []
-        with self._path.open("rb") as file:
-            file.seek(self._position)
-            data = file.read()
-        whole = data[: data.rfind(b"\n") + 1]
         rows = []
-        for number, line in enumerate(whole.splitlines(), start=self._lines + 1):
+        for number, line in enumerate(self._source.read().splitlines(), start=self._lines + 1):
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
                 raise StorageError(
-                    f"{self._path}, line {number} is not JSON ({error}): it was edited or damaged. Restore the file "
-                    "from a copy, or remove the line."
+                    f"{self._source.where}, line {number} is not JSON ({error}): it was edited or damaged. Restore the "
+                    "file from a copy, or remove the line."
                 ) from error
-        self._position += len(whole)
         self._lines += len(rows)
         return rows
+
+    @property
+    def attempt(self) -> int | None:
+        """In an object store, the attempt whose parts were read; None elsewhere."""
+        return self._source.attempt if isinstance(self._source, PartsTail) else None
 
 
 def perplexity(loss: float) -> float:
@@ -95,32 +120,52 @@ def deterministic_fields(row: Mapping[str, Any]) -> dict[str, Any]:
 class StepLog:
     """A log by step, continued after a checkpoint: (kind, name, step) is unique over the run's whole life."""
 
-    def __init__(self, path: Path, *, attempt: int, after_step: int, clock: Callable[[], float]) -> None:
-        """Open the log, first rewriting it without a torn tail and without steps after the checkpoint.
+    def __init__(
+        self,
+        path: StoragePath,
+        *,
+        attempt: int,
+        after_step: int,
+        clock: Callable[[], float],
+        readable: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Open the log, first bringing it back to the checkpoint: without a torn tail and without later steps.
 
         Args:
             path: The log, in the run's directory.
             attempt: This attempt's number, put on every line.
             after_step: Step of the checkpoint that training continues from; later lines move to discarded.jsonl.
             clock: Unix seconds.
+            readable: Called when new lines can be read, in any thread.
+
+        Raises:
+            RunBusyError: A later attempt writes the log.
         """
         self._path = path
         self._attempt = attempt
         self._clock = clock
-        rows = read_lines(self._path)
+        tail = LogTail(path)
+        rows = tail.read()
         kept = [row for row in rows if row["step"] <= after_step]
-        self._discard(path.with_name(DISCARDED_NAME), [row for row in rows if row["step"] > after_step])
-        write_atomically(self._path, b"".join(_line(row) for row in kept))
+        undone = [row for row in rows if row["step"] > after_step]
+        content = _text(kept)
+        self._lines: Lines
+        if isinstance(path, ObjectPath):
+            check_newest(_parts_of(path), attempt, tail.attempt)
+            if undone:  # named by what it is taken from: done again after a kill, it replaces itself
+                discarded = _parts_of(path.with_name(DISCARDED_NAME))
+                write_atomically(discarded / f"{tail.attempt:05d}-{path.name}", _text(undone))
+            self._lines = PartsLog(_parts_of(path), attempt=attempt, content=content, readable=readable)
+        else:
+            _discard(path.with_name(DISCARDED_NAME), undone)
+            self._lines = FileLog(path, content, readable)
         self._known = {_identity(row) for row in kept}
-        self._lock = threading.Lock()  # the checkpoint thread makes lines durable
-        self._file = self._path.open("ab", buffering=0)
-        self._pending = b""
 
     def write(self, kind: str, step: int, fields: Mapping[str, Any]) -> dict[str, Any]:
         """Append one line.
 
         Returns:
-            The line as it stands in the file.
+            The line as it stands in the log.
 
         Raises:
             ValueError: There is a line of this kind, name and step already.
@@ -132,12 +177,7 @@ class StepLog:
         if identity in self._known:
             raise ValueError(f"{self._path} has a line for {identity} already: each step is logged once.")
         self._known.add(identity)
-        with self._lock:
-            self._pending += _line(row)
-            try:
-                self._flush()
-            except OSError as error:  # training goes on; no checkpoint is published before the lines are there
-                logger.warning("%s cannot be written (%s): its lines wait in memory", self._path, error.strerror)
+        self._lines.append(_line(row))
         return row
 
     def sync(self) -> None:
@@ -146,36 +186,32 @@ class StepLog:
         Raises:
             OSError: They cannot be written.
         """
-        with self._lock:
-            self._flush()
-        sync_file(self._path)
+        self._lines.sync()
 
     def close(self) -> None:
-        """Make all lines durable and close the file."""
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
-
-    def _flush(self) -> None:
-        _write_whole(self._file.fileno(), self._pending)
-        self._pending = b""
-
-    @staticmethod
-    def _discard(path: Path, rows: list[dict[str, Any]]) -> None:
-        """Keep lines that no longer count, each once, also when a kill makes this happen twice."""
-        if rows:
-            _close_torn_tail(path)
-            there = {(_identity(row), row.get("attempt")) for row in read_lines(path)}
-            _append(path, [row for row in rows if (_identity(row), row.get("attempt")) not in there])
+        """Make all lines durable and close the log."""
+        self._lines.close()
 
 
 class EventsLog:
     """events.jsonl of a run: append-only; a torn tail left by a killed driver is closed first."""
 
-    def __init__(self, directory: Path, *, clock: Callable[[], float]) -> None:
+    def __init__(self, directory: StoragePath, *, clock: Callable[[], float], token: int = 0) -> None:
+        """Open the log.
+
+        Args:
+            directory: The run's.
+            clock: Unix seconds.
+            token: Of the driver's lease; in an object store each driver writes parts under its own.
+        """
         self._path = directory / EVENTS_NAME
         self._clock = clock
-        _close_torn_tail(self._path)
+        self._append: Callable[[bytes], None]
+        if isinstance(self._path, ObjectPath):
+            self._append = GrowingParts(_parts_of(self._path), token).append
+        else:
+            close_torn_tail(self._path)
+            self._append = partial(append_durably, self._path)
 
     def write(self, event: str, **details: Any) -> dict[str, Any]:
         """Append one event durably; one that the storage does not take is logged, since it must not end a run.
@@ -185,7 +221,7 @@ class EventsLog:
         """
         row = jsonable({"event": event, "time_unix_seconds": self._clock(), **details})
         try:
-            _append(self._path, [row])
+            self._append(_line(row))
         except OSError as error:
             logger.warning("event %s could not be written to %s: %s", event, self._path, error.strerror)
         return row
@@ -203,29 +239,25 @@ def _line(row: Mapping[str, Any]) -> bytes:
     return json.dumps(row, allow_nan=False, ensure_ascii=False).encode() + b"\n"
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
-    with path.open("ab", buffering=0) as file:
-        _write_whole(file.fileno(), b"".join(_line(row) for row in rows))
-        os.fsync(file.fileno())
+def _text(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(_line(row) for row in rows)
 
 
-def _write_whole(descriptor: int, data: bytes) -> None:
-    """Append all of the data or, where that fails, nothing."""
-    before = os.fstat(descriptor).st_size
-    try:
-        written = 0
-        while written < len(data):
-            written += os.write(descriptor, data[written:])
-    except OSError:
-        with contextlib.suppress(OSError):
-            os.ftruncate(descriptor, before)
-        raise
+def _discard(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Keep lines that no longer count, each once, also when a kill makes this happen twice."""
+    if rows:
+        close_torn_tail(path)
+        there = {(_identity(row), row.get("attempt")) for row in read_lines(path)}
+        append_durably(path, _text(row for row in rows if (_identity(row), row.get("attempt")) not in there))
 
 
-def _close_torn_tail(path: Path) -> None:
-    """Remove a half-written last line, which only a killed process leaves."""
-    if path.exists():
-        data = path.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
-            write_atomically(path, whole)
+def _parts_of(path: ObjectPath) -> ObjectPath:
+    """Prefix of a log's parts."""
+    return path.with_name(path.name.removesuffix(".jsonl"))
+
+
+def _tail(path: StoragePath) -> FileTail | PartsTail | MergedTail:
+    if not isinstance(path, ObjectPath):
+        return FileTail(path)
+    merged = path.name in (EVENTS_NAME, DISCARDED_NAME)
+    return MergedTail(_parts_of(path)) if merged else PartsTail(_parts_of(path))

@@ -19,8 +19,8 @@ from cluster.record.logs import DISCARDED_NAME, EVENTS_NAME, METRICS_NAME, read_
 from cluster.record.markdown import block, inert, table
 from cluster.record.run_data import open_data
 from cluster.run_directory import CONFIG_NAME, RunDirectory
+from cluster.storage.operations import StoragePath, write_atomically
 from data_pipeline.errors import DataError
-from data_pipeline.publish import write_atomically
 from data_pipeline.skip_ledger import SkipLedger
 from data_pipeline.trace import TracedPart, TracedSequence, excerpt, trace_sequences
 
@@ -67,7 +67,7 @@ _NEXT: dict[FailureKind, str] = {
 class _Record:
     """What a run's directory says, each part read once, when a section first asks for it."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: StoragePath) -> None:
         self.directory = directory
 
     @cached_property
@@ -87,8 +87,8 @@ class _Record:
 
 
 def write_post_mortem(
-    run_directory: Path, *, status: Status, reason: str | None, failures: Sequence[WorkerFailure]
-) -> Path:
+    run_directory: StoragePath, *, status: Status, reason: str | None, failures: Sequence[WorkerFailure]
+) -> StoragePath:
     """Write postmortem.md into the run's directory, whole or not at all. Raises nothing: the run's own end comes first.
 
     Args:
@@ -208,7 +208,7 @@ def _saved(record: _Record, failure: WorkerFailure | None) -> str:
     return f"The newest checkpoint is of step {steps[-1]:,}{after}. There are those of {_steps(steps)}.{refused}"
 
 
-def _checkpoints(run_directory: Path) -> list[CheckpointInfo]:
+def _checkpoints(run_directory: StoragePath) -> list[CheckpointInfo]:
     """Published checkpoints, oldest first. Their tensors are not read here: a resume verifies them."""
     from cluster.checkpoint import list_checkpoints
 
@@ -235,7 +235,7 @@ def _next(record: _Record, status: Status, failure: WorkerFailure | None) -> str
     task = record.facts.get("task", "pretrain")
     verb = "pretrain" if task == "pretrain" else "finetune"
     parts = [advice, *_without_its_sequences(record, failure if status == "failed" else None)]
-    command = block(f"longhaul {verb} {shlex.quote(str(config.resolve()))}", 1)
+    command = block(f"longhaul {verb} {shlex.quote(str(_from_root(config)))}", 1)
     return "\n\n".join([*parts, "To continue from the newest checkpoint:", command]).strip()
 
 
@@ -247,10 +247,14 @@ def _without_its_sequences(record: _Record, failure: WorkerFailure | None) -> li
     skips = SkipLedger()
     for sequence in failure.sequences:
         skips = skips.add(sequence, sequence + 1)
-    run = record.directory.resolve()
+    run = _from_root(record.directory)
     name, left_out = f"{run.name}-without", json.dumps(skips.to_json(), separators=(",", ":"))
     words = ["longhaul", "branch", str(run), "--from", str(usable[-1]), name, f"healing.skip_sequences={left_out}"]
     return ["To go on without its sequences, in a branch of the run:", block(shlex.join(words), 1)]
+
+
+def _from_root(path: StoragePath) -> StoragePath:
+    return path.resolve() if isinstance(path, Path) else path
 
 
 def _events(events: Sequence[Mapping[str, Any]]) -> str:

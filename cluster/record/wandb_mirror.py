@@ -10,17 +10,17 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import TrackingError
 from cluster.record.logs import EVENTS_NAME, METRICS_NAME, SAMPLES_NAME, LogTail, read_lines
+from cluster.record.wandb_place import WandbPlace
 from cluster.record.wandb_view import STEP_AXIS, RunView, run_config
 from cluster.run_directory import RunDirectory
+from cluster.storage.operations import StoragePath
 
 logger = logging.getLogger(__name__)
 
-WANDB_NAME = "wandb"
 ATTEMPT_FAILED = "Attempt failed"
 RUN_FAILED = "Run failed"
 _INIT_SECONDS = 30
@@ -83,7 +83,7 @@ class WandbMirror:
     online, it logs what the server lacks. A W&B process that dies is started again in the same way.
     """
 
-    def __init__(self, settings: TrackingSettings, run_directory: Path, *, attempt: int | None) -> None:
+    def __init__(self, settings: TrackingSettings, run_directory: StoragePath, *, attempt: int | None) -> None:
         """Begin to follow.
 
         Args:
@@ -93,6 +93,7 @@ class WandbMirror:
         """
         self._settings = settings
         self._directory = run_directory
+        self._place: WandbPlace | None = None
         self._attempt = attempt
         self._status: Status = "failed"
         self._failure: Failure | None = None
@@ -124,10 +125,17 @@ class WandbMirror:
         self._thread.join(timeout_seconds)
         if self._thread.is_alive():
             logger.warning(
-                "W&B did not finish within %.0f s; its files are in %s", timeout_seconds, self._directory / WANDB_NAME
+                "W&B did not finish within %.0f s; its files are in %s",
+                timeout_seconds,
+                self._directory if self._place is None else self._place.directory,
             )
 
     def _work(self) -> None:
+        self._follow_through_deaths()
+        if self._place is not None:
+            self._place.keep()
+
+    def _follow_through_deaths(self) -> None:
         for wait_seconds in (*_START_AGAIN_SECONDS, None):
             try:
                 self._follow()
@@ -174,8 +182,9 @@ class WandbMirror:
         run.finish(exit_code=1 if self._status == "failed" else 0)
 
     def _start(self, config: dict[str, Any]) -> Any:
-        directory = self._directory / WANDB_NAME
-        directory.mkdir(parents=True, exist_ok=True)
+        self._place = self._place or WandbPlace(self._directory)
+        self._place.make()
+        directory = self._place.directory
         # Tables are staged for upload: beside the offline files that name them, and not in some node's home.
         os.environ.setdefault("WANDB_DATA_DIR", str(directory / ".data"))
         import wandb
@@ -192,7 +201,7 @@ class WandbMirror:
             "name": settings.name,
             "id": settings.run_id,
             "resume": "allow",
-            "dir": str(self._directory),
+            "dir": str(self._place.parent),
             "settings": wandb.Settings(
                 console="off",
                 silent=True,
@@ -215,7 +224,9 @@ class WandbMirror:
         return run
 
 
-def announce_failure(settings: TrackingSettings, run_directory: Path, text: str, timeout_seconds: float = 90.0) -> None:
+def announce_failure(
+    settings: TrackingSettings, run_directory: StoragePath, text: str, timeout_seconds: float = 90.0
+) -> None:
     """Show in W&B that a run failed for good, where no worker is left to do so.
 
     A process of its own replays the record, raises the alert, marks the W&B run as failed and ends: whatever W&B does,
@@ -244,7 +255,7 @@ def announce_failure(settings: TrackingSettings, run_directory: Path, text: str,
         logger.warning("the failure could not be shown in W&B within %.0f s", timeout_seconds)
 
 
-def _announce(settings: TrackingSettings, run_directory: Path, text: str, timeout_seconds: float) -> None:
+def _announce(settings: TrackingSettings, run_directory: StoragePath, text: str, timeout_seconds: float) -> None:
     mirror = WandbMirror(settings, run_directory, attempt=None)
     mirror.close("failed", Failure(title=RUN_FAILED, text=text), timeout_seconds)
 

@@ -116,6 +116,8 @@ class RunView:
         self._server = server
         self._attempt = attempt
         self._alert = alert
+        self._newest = (0, 0)
+        """(attempt, step) of the newest line of metrics.jsonl so far."""
         self._best: dict[str, float] = {}
         self._evaluations = GrowingTable(_EVALUATION_COLUMNS)
         self._samples = GrowingTable(_SAMPLE_COLUMNS)
@@ -125,7 +127,10 @@ class RunView:
         for row in rows:
             if "kind" not in row:
                 continue  # a sample that was put there after the training
-            if not already_there(row, self._server):
+            late = row["kind"] == "eval" and (row["attempt"], row["step"]) < self._newest
+            if row["kind"] != "sample":
+                self._newest = max(self._newest, (row["attempt"], row["step"]))
+            if late or not already_there(row, self._server):  # the server's newest line says nothing of late ones
                 self._run.log(history_row(row, several_datasets=self._several))
             if row["kind"] == "eval":
                 self._take_evaluation(row)

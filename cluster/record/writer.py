@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from cluster.record.logs import METRICS_NAME, SAMPLES_NAME, StepLog
 from cluster.record.wandb_mirror import ATTEMPT_FAILED, Failure, Status, TrackingSettings, WandbMirror
+from cluster.storage.operations import StoragePath
 
 
 class RecordWriter:
@@ -15,7 +15,7 @@ class RecordWriter:
 
     def __init__(
         self,
-        run_directory: Path,
+        run_directory: StoragePath,
         *,
         attempt: int,
         after_step: int,
@@ -32,22 +32,22 @@ class RecordWriter:
             tracking: How the run appears in W&B.
         """
         self._attempt = attempt
+        self._mirror: WandbMirror | None = None
         self._metrics, self._samples = (
-            StepLog(run_directory / name, attempt=attempt, after_step=after_step, clock=clock)
+            StepLog(
+                run_directory / name, attempt=attempt, after_step=after_step, clock=clock, readable=self._wake_mirror
+            )
             for name in (METRICS_NAME, SAMPLES_NAME)
         )
         self._mirror = WandbMirror(tracking, run_directory, attempt=attempt)
 
     def write_metrics(self, kind: str, step: int, fields: dict[str, Any]) -> dict[str, Any]:
         """Append a line to metrics.jsonl; returns it as it stands there."""
-        row = self._metrics.write(kind, step, fields)
-        self._mirror.wake()
-        return row
+        return self._metrics.write(kind, step, fields)
 
     def write_sample(self, step: int, *, name: str, prompt: str, text: str) -> None:
         """Append a line to samples.jsonl."""
         self._samples.write("sample", step, {"name": name, "prompt": prompt, "text": text})
-        self._mirror.wake()
 
     def sync(self) -> None:
         """Make all lines durable; a checkpoint is published only after its metrics and samples are.
@@ -68,7 +68,12 @@ class RecordWriter:
             self._metrics.close()
             self._samples.close()
         finally:
-            self._mirror.close(status, None if error is None else self._failure(error))
+            if self._mirror is not None:
+                self._mirror.close(status, None if error is None else self._failure(error))
+
+    def _wake_mirror(self) -> None:
+        if self._mirror is not None:
+            self._mirror.wake()
 
     def _failure(self, error: BaseException) -> Failure:
         said = str(error).strip() or type(error).__name__

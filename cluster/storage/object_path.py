@@ -53,6 +53,11 @@ class ObjectPath:
         """Name within the bucket, without slashes at its ends."""
 
     @property
+    def bucket(self) -> str:
+        """Scheme and bucket: what one connection serves."""
+        return self._root
+
+    @property
     def name(self) -> str:
         """Last part."""
         return self.key.rsplit("/", 1)[-1]
@@ -99,7 +104,10 @@ class ObjectPath:
     def is_dir(self) -> bool:
         """Whether there is any object below it."""
         with translated(self):
-            return next(iter(self.store.list(f"{self.key}/", chunk_size=1)), None) not in (None, [])
+            return next(iter(self.store.list(f"{self.key}/" if self.key else None, chunk_size=1)), None) not in (
+                None,
+                [],
+            )
 
     def read_bytes(self) -> bytes:
         """The object's content.
@@ -174,11 +182,13 @@ def translated(path: ObjectPath) -> Iterator[None]:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(path)) from error
-    except exceptions.BaseError as error:
+    except (exceptions.BaseError, OSError) as error:  # uploads in parts end with an `OSError` that has no number
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
         said = str(error).split("\n", 1)[0]
         status = int(match[1]) if (match := _STATUS.search(said)) else None
-        denied = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
-        if denied or status in (401, 403):
+        denied = (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError, PermissionError)
+        if isinstance(error, denied) or status in (401, 403):
             raise PermissionError(errno.EACCES, f"the store refuses it ({said})", str(path)) from error
         passing = status is None or status in (408, 425, 429) or status >= 500
         raise OSError(errno.EREMOTEIO if passing else errno.EINVAL, said, str(path)) from error

@@ -21,13 +21,13 @@ Overrides = Annotated[
 ]
 Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Directory of a built dataset.", show_default=False)]
 Run = Annotated[
-    str, typer.Argument(metavar="RUN", help="Directory of a run, that is storage/name.", show_default=False)
+    str, typer.Argument(metavar="RUN", help="Directory or URI of a run, that is storage/name.", show_default=False)
 ]
 RunOrCheckpoint = Annotated[
     str,
     typer.Argument(
         metavar="RUN_OR_CHECKPOINT",
-        help="Directory of a run, whose newest good checkpoint is taken, or of one checkpoint.",
+        help="Directory or URI of a run, whose newest good checkpoint is taken, or of one checkpoint.",
         show_default=False,
     ),
 ]

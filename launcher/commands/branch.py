@@ -42,18 +42,18 @@ def branch(
     The model, the tokenizer, the kind of optimizer and the size of a step stay; `pretrain` then trains the new run. RUN
     is left as it is, and may be running.
     """
-    from pathlib import Path
-
+    from cluster.storage.operations import storage_path
     from launcher.build_progress import ByteProgress
     from launcher.config_file import load_branch_config, resolved_yaml
     from launcher.console import messages, results
-    from launcher.directories import require_run
+    from launcher.directories import from_root, require_run
     from launcher.environment import require_lasting_paths
     from launcher.errors import LauncherError
     from launcher.samples import resolve_samples
     from launcher.training import absolute
 
-    parent = require_run(run).resolve()
+    require_run(run)
+    parent = storage_path(from_root(run))
     if not (parent / "config.yaml").is_file():
         raise LauncherError(f"{run} has no config.yaml, which a branch takes its configuration from. Restore it.")
     config = load_branch_config(str(parent / "config.yaml"), name, overrides or ())
@@ -63,7 +63,7 @@ def branch(
     from cluster.branch_directory import create_branch
 
     config, console = absolute(config), messages()
-    refuse_taken_name(Path(config.storage) / config.name)
+    refuse_taken_name(storage_path(config.storage) / config.name)
     config = resolve_samples(config, lambda message: console.print(message["text"]))
     planned = plan_branch(parent, step, config)
     with ByteProgress(console, "verifying the checkpoint") as progress:

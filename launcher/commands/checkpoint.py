@@ -45,22 +45,28 @@ def list_(run: Run, as_json: AsJson = False) -> None:
 
 @app.command(epilog=examples("longhaul checkpoint verify runs/my-run"))
 def verify(run: Run) -> None:
-    """Read every file of every checkpoint and compare it with its hash; exit 1 if one is damaged."""
+    """Read every file of every checkpoint and compare it with its hash; exit 1 if one is damaged or out of reach."""
     from cluster.checkpoint import verify as verify_checkpoint
-    from cluster.errors import CheckpointError
+    from cluster.errors import CheckpointError, CheckpointUnreadableError
     from launcher.report.units import plural
 
-    usable, found = [], _checkpoints(run)
+    usable: list[int] = []
+    unreadable: list[int] = []
+    found = _checkpoints(run)
     for info in found:
         try:
             verify_checkpoint(info)
+        except CheckpointUnreadableError as error:  # it says itself what to do
+            unreadable.append(info.step)
+            typer.echo(f"step {info.step:,}: {error}")
         except CheckpointError as error:
             typer.echo(f"step {info.step:,}: {error}")
         else:
             usable.append(info.step)
             typer.echo(f"step {info.step:,}: good ({plural(len(info.manifest.files) if info.manifest else 0, 'file')})")
-    if len(usable) < len(found):
-        typer.echo(_remedy(len(found) - len(usable), usable))
+    if damaged := len(found) - len(usable) - len(unreadable):
+        typer.echo(_remedy(damaged, usable, unreadable))
+    if damaged or unreadable:
         raise typer.Exit(1)
 
 
@@ -232,13 +238,15 @@ def _comparison_facts(chosen: list[CheckpointInfo], comparison: Comparison) -> d
     }
 
 
-def _remedy(unusable: int, usable: list[int]) -> str:
-    """What follows from checkpoints that cannot be used, and what a person can do about it."""
+def _remedy(damaged: int, usable: list[int], unreadable: list[int]) -> str:
+    """What follows from checkpoints that are damaged or rejected, and what a person can do about it."""
     from launcher.report.units import plural
 
-    count = f"{plural(unusable, 'checkpoint')} cannot be used"
-    them, one = ("it", "it") if unusable == 1 else ("them", "one")
+    count = f"{plural(damaged, 'checkpoint')} cannot be used"
+    them, one = ("it", "it") if damaged == 1 else ("them", "one")
     copy = "from a copy and remove its REJECTED.json, if it has one"
+    if unreadable and unreadable[-1] > max(usable, default=-1):  # training waits for that one
+        return f"{count}. To have {one} back, restore its files {copy}."
     if usable:
         passes = f"Training passes over {them}, to step {usable[-1]:,}."
         return f"{count}. {passes} To have {one} back, restore its files {copy}."

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.commands.arguments import Config, Overrides, examples
+
+if TYPE_CHECKING:
+    from cluster.storage.operations import StoragePath
 
 
 def register(app: typer.Typer) -> None:
@@ -64,7 +66,7 @@ def pretrain(
         raise InterruptError(f"stopped after step {result.step:,}. The same command continues the run from there.")
 
 
-def _goodput(run_directory: Path) -> str:
+def _goodput(run_directory: StoragePath) -> str:
     """What the run's time was spent on; a record that cannot be read spoils no training that ended well."""
     from cluster.errors import StorageError
     from cluster.record.goodput import goodput_line, read_goodput

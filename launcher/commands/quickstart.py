@@ -26,10 +26,12 @@ def quickstart(
     The same command again continues where it was stopped.
     """
     from launcher.console import is_interactive, messages, results
-    from launcher.errors import InterruptError
+    from launcher.errors import InterruptError, UsageError
     from launcher.progress import TrainingProgress
     from launcher.quickstart import run_quickstart, summary
 
+    if ":/" in str(out):
+        raise UsageError(f"--out {out}: the quickstart's dataset needs a directory. Name one of this machine.")
     console = messages()
     try:
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:

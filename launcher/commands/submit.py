@@ -48,15 +48,19 @@ def pretrain(
 
     The exit code is that of the training: 130 where it was stopped, 75 where another command writes the run.
     """
-    from pathlib import Path
-
     from cluster.jobs.job import run_metadata
+    from cluster.storage.operations import storage_path
+    from cluster.storage_check import reachable_or_unknown
     from launcher.config_file import load_run_config, resolved_yaml
+    from launcher.console import messages
     from launcher.environment import require_absolute_paths
 
     run_config = load_run_config(config, overrides or ())
     require_absolute_paths(run_config)
-    metadata = run_metadata(str(Path(run_config.storage) / run_config.name))
+    unknown = reachable_or_unknown(run_config.storage)
+    if unknown is not None:
+        messages().print(f"not known from here, and left to the job to find out: {unknown}")
+    metadata = run_metadata(str(storage_path(run_config.storage) / run_config.name))
     _submit(ctx, metadata, resolved_yaml(run_config), address, detach, fresh, stop_grace)
 
 

@@ -22,6 +22,9 @@ _TONES: dict[str, Tone] = {
     "anomaly": "warn",
     "straggler": "warn",
     "micro_batch_halved": "warn",
+    "evaluation_failed": "warn",
+    "evaluation_lost": "warn",
+    "evaluation_missing": "warn",
     "hang": "bad",
     "failed": "bad",
 }

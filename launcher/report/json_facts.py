@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
+
+from cluster.record.logs import has_log, read_raw
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath
 
 Facts = dict[str, Any]
 _LINES_PER_CHUNK = 20_000  # bounds the parsed lines in memory to some 100 MB
@@ -37,12 +41,12 @@ def whole(value: object) -> int | None:
     return None if found is None else int(found)
 
 
-def read_text(path: Path) -> str:
+def read_text(path: StoragePath) -> str:
     """The text of a file; empty where there is none."""
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    return path.read_bytes().decode("utf-8", errors="replace") if path.is_file() else ""
 
 
-def read_object(path: Path, complaints: list[str]) -> Facts:
+def read_object(path: StoragePath, complaints: list[str]) -> Facts:
     """The object in a JSON file; empty where the file is missing or something else."""
     if not path.is_file():
         return {}
@@ -53,18 +57,18 @@ def read_object(path: Path, complaints: list[str]) -> Facts:
     return found
 
 
-def read_lines(path: Path, complaints: list[str]) -> list[Facts]:
+def read_lines(path: StoragePath, complaints: list[str]) -> list[Facts]:
     """The objects of a JSON-lines file."""
     return [line for chunk in read_chunks(path, complaints) for line in chunk]
 
 
-def read_chunks(path: Path, complaints: list[str]) -> Iterator[list[Facts]]:
+def read_chunks(path: StoragePath, complaints: list[str]) -> Iterator[list[Facts]]:
     """The objects of a long JSON-lines file, some thousands at a time."""
-    if not path.is_file():
+    if not has_log(path):
         return
     unreadable: list[int] = []
     before = 0
-    with path.open(encoding="utf-8", errors="replace") as stream:
+    with _opened(path) as stream:
         while lines := list(islice(stream, _LINES_PER_CHUNK)):
             found = _parse_together(lines)
             if found is None:
@@ -85,6 +89,12 @@ def read_chunks(path: Path, complaints: list[str]) -> Iterator[list[Facts]]:
             f"{path.name}: {len(unreadable):,} lines are not JSON objects and are left out, "
             f"the first is line {unreadable[0]:,}."
         )
+
+
+def _opened(path: StoragePath) -> TextIO:
+    if isinstance(path, ObjectPath):
+        return io.StringIO(read_raw(path).decode("utf-8", errors="replace"))
+    return path.open(encoding="utf-8", errors="replace")
 
 
 def _parse_together(lines: list[str]) -> list[Facts] | None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from cluster.storage.operations import StoragePath
 from launcher.report.json_facts import Facts, finite, number, read_chunks, whole
 
 Floats = NDArray[np.float64]
@@ -46,7 +46,7 @@ class Evaluation:
     """By key, such as `eval/loss`; infinity where the value was not finite."""
 
 
-def read_metrics(path: Path, complaints: list[str]) -> tuple[TrainLog, list[Evaluation]]:
+def read_metrics(path: StoragePath, complaints: list[str]) -> tuple[TrainLog, list[Evaluation]]:
     """Read metrics.jsonl. Where (kind, name, step) was written twice, the last line stands.
 
     Returns:

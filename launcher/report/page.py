@@ -13,6 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from cluster.storage.operations import StoragePath, write_atomically
 from launcher.report.comparison import cautions, comparison_table
 from launcher.report.configuration import configuration_section
 from launcher.report.curves import page_data
@@ -33,7 +34,7 @@ _STYLES = ("uPlot.min.css", "page.css", "parts.css")
 _SCRIPTS = ("uPlot.iife.min.js", "figures.js", "curves.js", "marks.js", "chart.js", "page.js")
 
 
-def write_report(*run_directories: Path, output: Path | None = None) -> Path:
+def write_report(*run_directories: StoragePath, output: StoragePath | None = None) -> StoragePath:
     """Write the report of a run, or of several compared, whole or not at all.
 
     Args:
@@ -52,8 +53,11 @@ def write_report(*run_directories: Path, output: Path | None = None) -> Path:
             raise ValueError(f"{len(run_directories)} runs have no directory in common: name the output file.")
         output = run_directories[0] / "report.html"
     page = build_page([read_record(directory) for directory in run_directories])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    _publish(page, output)
+    if isinstance(output, Path):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        _publish(page, output)
+    else:
+        write_atomically(output, page.encode("utf-8", errors="replace"))
     return output
 
 

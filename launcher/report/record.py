@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.storage.operations import StoragePath, list_names
 from launcher.report.json_facts import Facts, finite, read_lines, read_object, read_text, whole
 from launcher.report.metrics import Evaluation, TrainLog, read_metrics
 
@@ -52,7 +53,7 @@ class Sample:
 class RunRecord:
     """Everything the run directory says."""
 
-    directory: Path
+    directory: StoragePath
     """Where it was read from, from the root."""
     name: str
     facts: Facts
@@ -73,7 +74,7 @@ class RunRecord:
     """What could not be read, for the reader of the report."""
 
 
-def read_record(run_directory: Path) -> RunRecord:
+def read_record(run_directory: StoragePath) -> RunRecord:
     """Read a run directory.
 
     Args:
@@ -88,12 +89,13 @@ def read_record(run_directory: Path) -> RunRecord:
             "Name the directory that holds the run's metrics.jsonl, which is storage/name of its config."
         )
     complaints: list[str] = []
+    directory = run_directory.resolve() if isinstance(run_directory, Path) else run_directory
     facts = read_object(run_directory / "run.json", complaints)
     train, evaluations = read_metrics(run_directory / "metrics.jsonl", complaints)
     name = facts.get("name")
     return RunRecord(
-        directory=run_directory.resolve(),
-        name=name if isinstance(name, str) and name else run_directory.resolve().name,
+        directory=directory,
+        name=name if isinstance(name, str) and name else directory.name,
         facts=facts,
         config_yaml=read_text(run_directory / "config.yaml"),
         train=train,
@@ -129,10 +131,13 @@ def _samples(lines: list[Facts]) -> list[Sample]:
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
 
 
-def _read_checkpoints(directory: Path, complaints: list[str]) -> list[Checkpoint]:
+def _read_checkpoints(directory: StoragePath, complaints: list[str]) -> list[Checkpoint]:
     """The published ones only: a checkpoint without a manifest does not exist."""
     found = []
-    for path in sorted(directory.glob("*/MANIFEST.json")):
+    names = list_names(directory) if directory.is_dir() else []
+    for path in (directory / name / "MANIFEST.json" for name in names):
+        if not path.is_file():
+            continue
         manifest = read_object(path, complaints)
         files = _manifest_files(manifest.get("files"))
         sizes = [_file_size(entry) for entry in files] if files is not None else []

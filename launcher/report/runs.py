@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePath
 
 import numpy as np
 
 from cluster.record.goodput import Goodput
+from cluster.storage.operations import StoragePath
 from launcher.report.axes import RunAxes
 from launcher.report.record import RunRecord
 from launcher.report.units import ByteUnit, byte_unit
@@ -58,10 +59,10 @@ def _labels(records: Sequence[RunRecord]) -> list[str]:
     return labels
 
 
-def _telling_part(directory: Path, rivals: Sequence[Path]) -> str:
+def _telling_part(directory: StoragePath, rivals: Sequence[StoragePath]) -> str:
     """The last part of the directory that no rival has in its place, or all of it."""
-    parts = [path.parts[::-1] for path in rivals]
-    for place, part in enumerate(directory.parts[::-1]):
+    parts = [PurePath(str(path)).parts[::-1] for path in rivals]
+    for place, part in enumerate(PurePath(str(directory)).parts[::-1]):
         if sum(other[place : place + 1] == (part,) for other in parts) == 1:
             return part
     return str(directory)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from chaos_injection import DIRECTORY
-from clusters import Cluster
+from clusters import Cluster, free_port
+from faulty_s3 import ENVIRONMENT
 from gates import Gates
 from processes import actors, descendants
 
@@ -47,11 +48,14 @@ class ChaosCluster(Cluster):
     """A cluster whose processes stand at gates and have clocks that can be turned."""
 
     chaos_directory: Path = field(kw_only=True)
+    store_url: str = field(kw_only=True)
+    """Where its processes look for an object store."""
 
     @property
     def environment(self) -> dict[str, str]:
         """Environment of every process of the cluster and of the commands."""
-        return {**super().environment, DIRECTORY: str(self.chaos_directory)}
+        store = {**ENVIRONMENT, "AWS_ENDPOINT_URL": self.store_url}
+        return {**super().environment, **store, DIRECTORY: str(self.chaos_directory)}
 
     def _hide_installation(self) -> Path:
         """Nothing is hidden; written once, since a process that starts while it is rewritten would find half of it."""
@@ -134,7 +138,13 @@ class Stage:
     """What scenarios share: the gates, and a cluster for as long as no scenario ends it."""
 
     gates: Gates
+    store_port: int = field(default_factory=free_port)
     _cluster: ChaosCluster | None = None
+
+    @property
+    def store_url(self) -> str:
+        """Where an object store listens, once a scenario wants one."""
+        return f"http://127.0.0.1:{self.store_port}"
 
     @property
     def cluster(self) -> ChaosCluster:
@@ -145,7 +155,11 @@ class Stage:
         while self._cluster is None:
             directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
             self._cluster = ChaosCluster(
-                directory, head_cpus=0, startup_code=_LOAD_INJECTION, chaos_directory=self.gates.directory
+                directory,
+                head_cpus=0,
+                startup_code=_LOAD_INJECTION,
+                chaos_directory=self.gates.directory,
+                store_url=self.store_url,
             )
             try:
                 self._cluster.start()

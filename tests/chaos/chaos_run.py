@@ -15,6 +15,7 @@ from scenarios import CHECKPOINT_EVERY, STEPS, Tracking
 from wandb_server import WandbServer
 
 from cluster.record.logs import DISCARDED_NAME, EVENTS_NAME, METRICS_NAME, deterministic_fields, read_lines
+from cluster.storage.operations import StoragePath
 
 KEEP_LAST = 2
 _COMMANDS = 8
@@ -27,7 +28,7 @@ class ChaosRun:
 
     stage: Stage
     name: str
-    storage: Path
+    storage: StoragePath
     dataset: Path
     log: Path
     tracking: Tracking = "disabled"
@@ -40,7 +41,7 @@ class ChaosRun:
     """How often the command was given."""
 
     @property
-    def directory(self) -> Path:
+    def directory(self) -> StoragePath:
         """The run's directory."""
         return self.storage / self.name
 

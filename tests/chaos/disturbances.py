@@ -15,6 +15,7 @@ from pathlib import Path
 from chaos_cluster import Stage
 from chaos_injection import GATES, PLACE
 from chaos_run import ChaosRun
+from faulty_s3 import Fault, set_faults, struck
 from processes import start
 from scenarios import Disturbance, Kind, Scenario
 
@@ -28,6 +29,8 @@ _BUSY = 75
 _HOUR_SECONDS = 3600.0
 _HALF_A_LINE = b'{"kind": "train", "step": 1'
 _BALLAST_NAME = "ballast"
+_DOWN_SECONDS = 15.0
+"""Longer than the library tries, shorter than a save is tried."""
 
 
 @dataclass
@@ -160,8 +163,9 @@ def _fill_disk_for_long(play: Play) -> None:
 
 def _fill(play: Play) -> Path:
     """Leave none or up to 1 MiB of the storage's file system free."""
-    ballast = play.run.storage / _BALLAST_NAME
-    system = os.statvfs(play.run.storage)
+    storage = Path(str(play.run.storage))
+    ballast = storage / _BALLAST_NAME
+    system = os.statvfs(storage)
     free_bytes = (play.disturbance.pick % 4) << 18
     with ballast.open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, max(system.f_bavail * system.f_frsize - free_bytes, 1))
@@ -192,7 +196,7 @@ def _damage(what: Callable[[Path, int], None]) -> Callable[[Play], None]:
         _end_of_driver(play)
         infos = list_checkpoints(play.run.directory)
         assert len(infos) > 1
-        what(infos[-1].directory, play.disturbance.pick)
+        what(Path(str(infos[-1].directory)), play.disturbance.pick)
 
     return damage
 
@@ -224,7 +228,7 @@ def _tear(name: str) -> Callable[[Play], None]:
 
     def tear(play: Play) -> None:
         _end_of_driver(play)
-        with (play.run.directory / name).open("ab") as file:
+        with Path(str(play.run.directory), name).open("ab") as file:
             file.write(_HALF_A_LINE)
 
     return tear
@@ -273,6 +277,43 @@ def _turn_clocks(direction: int) -> Callable[[Play], None]:
     return lambda play: play.stage.gates.turn_clocks(direction * _HOUR_SECONDS * (1 + play.disturbance.pick % 9))
 
 
+def _disturb_store(of: Callable[[int], Fault], lasting_seconds: float | None = None) -> Callable[[Play], None]:
+    """Have requests fail that the processes at the moment will make; nothing is killed, and nobody may notice."""
+
+    def disturb(play: Play) -> None:
+        fault, url = of(play.disturbance.pick), play.stage.store_url
+        before = struck(url)
+        set_faults(url, fault)
+        play.stage.gates.open(play.gate)
+        wanted = before + (fault.times or 1)
+        play.run.wait_until(lambda: struck(url) >= wanted, f"the store fails as it was told to: {fault}")
+        if lasting_seconds is not None:
+            time.sleep(lasting_seconds)
+            set_faults(url)
+
+    return disturb
+
+
+def _s3_errors(pick: int) -> Fault:
+    """Half of all requests, until twenty have failed: some more often than the library tries."""
+    return Fault(kind="error", times=20, chance=0.5, seed=pick, status=(500, 503)[pick % 2])
+
+
+def _s3_slow(pick: int) -> Fault:
+    """Writing takes seconds each."""
+    return Fault(kind="slow", request="^PUT .*/checkpoints/", times=4, seconds=1.0 + pick % 4)
+
+
+def _s3_lost_answer(pick: int) -> Fault:
+    """What was put is there, and nobody is told."""
+    return Fault(kind="lost", request=r"^PUT .*MANIFEST\.json", times=1 + pick % 5)
+
+
+def _s3_down(pick: int) -> Fault:
+    """No request is answered, for as long as the disturbance lasts."""
+    return Fault(kind="cut")
+
+
 ACTS: Mapping[Kind, Callable[[Play], None]] = {
     "kill_worker": _kill_worker,
     "kill_driver": _kill_driver,
@@ -301,4 +342,8 @@ ACTS: Mapping[Kind, Callable[[Play], None]] = {
     "displaced_driver": _displaced_driver,
     "clock_forward": _turn_clocks(1),
     "clock_back": _turn_clocks(-1),
+    "s3_errors": _disturb_store(_s3_errors),
+    "s3_slow": _disturb_store(_s3_slow),
+    "s3_down": _disturb_store(_s3_down, lasting_seconds=_DOWN_SECONDS),
+    "s3_lost_answer": _disturb_store(_s3_lost_answer),
 }

@@ -35,6 +35,10 @@ Kind = Literal[
     "displaced_driver",
     "clock_forward",
     "clock_back",
+    "s3_errors",
+    "s3_slow",
+    "s3_down",
+    "s3_lost_answer",
 ]
 Moment = Literal["step", "save", "written", "publish", "published", "retention", "load", "restart", "lease", "end"]
 """Before a step is computed; before a rank's file is written and after; before the manifest is and after; before an old
@@ -109,6 +113,11 @@ OTHERS: tuple[Pair, ...] = (
     ("displaced_driver", "step"),
     ("clock_back", "publish"),
     ("clock_forward", "step"),
+    ("s3_errors", "save"),
+    ("s3_slow", "save"),
+    ("s3_errors", "load"),
+    ("s3_down", "step"),
+    ("s3_lost_answer", "publish"),
 )
 COMPANIONS: tuple[Pair, ...] = (
     ("kill_worker", "step"),
@@ -122,6 +131,8 @@ COMPANIONS: tuple[Pair, ...] = (
     ("flip_file", "step"),
 )
 """What may follow something else: quick, and with more than one checkpoint to go back to."""
+OF_PROCESSES: tuple[Pair, ...] = tuple(pair for pair in COMPANIONS if pair[0] not in ("tear_metrics", "flip_file"))
+"""Those of them that touch no file."""
 
 _LATER: frozenset[Moment] = frozenset({"load", "restart", "lease"})
 """Moments of a run that goes on, so that something must have interrupted it."""
@@ -136,6 +147,8 @@ _OF_FILES: frozenset[Kind] = frozenset(
 _OF_JOBS: frozenset[Kind] = frozenset({"stop_job", "kill_job_driver"})
 """Those that need the driver on the cluster, where a test kills it as a job and not as its own child."""
 _OF_CLOCKS: frozenset[Kind] = frozenset({"clock_forward", "clock_back"})
+_OF_STORES: frozenset[Kind] = frozenset({"s3_errors", "s3_slow", "s3_down", "s3_lost_answer"})
+"""Those of runs whose storage is an object store."""
 _FIRST_WITH_TWO_CHECKPOINTS = 13
 _COMPANION_CHANCE = 0.35
 
@@ -167,6 +180,8 @@ class Scenario:
     disturbances: tuple[Disturbance, ...]
     tracking: Tracking
     as_job: bool
+    on_store: bool
+    """Whether its storage is an object store."""
 
     @property
     def id(self) -> str:
@@ -182,7 +197,7 @@ class Scenario:
 def scenarios(seed: int, rounds: int) -> list[Scenario]:
     """The scenarios of a seed; a longer list begins with the shorter one.
 
-    Every kind is among the first 40, and every pair of kind and moment among the first 58.
+    Every kind is among the first 40, and every pair of kind and moment among the first 63.
     """
     pairs = _pairs(seed)
     return [_scenario(random.Random(f"{seed}/{number}"), number, next(pairs)) for number in range(rounds)]
@@ -211,12 +226,19 @@ def _scenario(draw: random.Random, number: int, pair: Pair) -> Scenario:
     else:
         disturbances.append(_disturbance(draw, pair, _first_step(draw, pair)))
     alone = moment in _LATER or moment in _ALONE or kind in _SLOW or kind in _OF_FILES
-    if kind in _OF_CLOCKS or (not alone and draw.random() < _COMPANION_CHANCE):
-        others = [each for each in COMPANIONS if kind not in _OF_JOBS or each[0] == "kill_worker"]
+    if kind in _OF_CLOCKS or (not alone and (kind in _OF_STORES or draw.random() < _COMPANION_CHANCE)):
+        among = OF_PROCESSES if kind in _OF_STORES else COMPANIONS
+        others = [each for each in among if kind not in _OF_JOBS or each[0] == "kill_worker"]
         disturbances.append(_disturbance(draw, draw.choice(others), draw.randint(14, 16)))
     tracking: Tracking = "offline" if draw.random() < 0.3 else "disabled"
     tracking = {"wandb_unreachable": "auto", "wandb_lost": "online"}.get(kind, tracking)  # type: ignore[assignment]
-    return Scenario(number=number, disturbances=tuple(disturbances), tracking=tracking, as_job=kind in _OF_JOBS)
+    return Scenario(
+        number=number,
+        disturbances=tuple(disturbances),
+        tracking=tracking,
+        as_job=kind in _OF_JOBS,
+        on_store=kind in _OF_STORES,
+    )
 
 
 def _first_step(draw: random.Random, pair: Pair) -> int:

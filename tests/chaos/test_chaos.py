@@ -21,6 +21,8 @@ from scenarios import Scenario
 from verdict import judge
 from wandb_server import WandbServer
 
+from cluster.storage.operations import StoragePath
+
 pytestmark = [pytest.mark.chaos, pytest.mark.ray, pytest.mark.timeout(900)]
 
 _NOBODY = "http://127.0.0.1:9"
@@ -32,7 +34,8 @@ _LOG_BYTES = 8_000
 def run(scenario: Scenario, stage: Stage, dataset: Path, tmp_path: Path, request: pytest.FixtureRequest) -> ChaosRun:
     """The scenario's run, not begun, on a cluster that is whole."""
     fills = any(each.kind.startswith("fill_disk") for each in scenario.disturbances)
-    storage: Path = request.getfixturevalue("small_disk") if fills else tmp_path
+    wanted = "small_disk" if fills else "bucket" if scenario.on_store else "tmp_path"
+    storage: StoragePath = request.getfixturevalue(wanted)
     made = ChaosRun(
         stage,
         f"chaos-{scenario.number:02d}",

@@ -12,6 +12,8 @@ from scenarios import STEPS, Scenario
 from cluster.checkpoint import find_checkpoint, list_checkpoints, verify
 from cluster.checkpoint.manifest import attempt_name
 from cluster.lease import newest_record
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_sizes
 
 
 def judge(run: ChaosRun, scenario: Scenario, undisturbed: Sequence[dict[str, Any]]) -> str:
@@ -39,10 +41,18 @@ def _judge_checkpoints(run: ChaosRun, scenario: Scenario) -> None:
     assert len(infos) <= KEEP_LAST + 1 + damaged, f"retention left {[info.step for info in infos]}"
     named = {info.directory / attempt_name(info.manifest.attempt) for info in infos if info.manifest is not None}
     unreadable = {info.directory for info in infos if info.manifest is None}
-    there = {path for path in run.directory.glob("checkpoints/*/*") if path.is_dir() and path.parent not in unreadable}
+    there = {path for path in _attempt_directories(run.directory) if path.parent not in unreadable}
     assert there == named, f"directories that no manifest names are left: {sorted(map(str, there - named))}"
-    torn = list(run.directory.rglob(".*.tmp"))
+    torn = [] if isinstance(run.directory, ObjectPath) else list(run.directory.rglob(".*.tmp"))
     assert not torn, f"half-written files are left: {torn}"
+
+
+def _attempt_directories(run: StoragePath) -> set[StoragePath]:
+    """What lies in the directories of checkpoints and is no file."""
+    if not isinstance(run, ObjectPath):
+        return {path for path in run.glob("checkpoints/*/*") if path.is_dir()}
+    place = run / "checkpoints"
+    return {place / "/".join(name.split("/")[:2]) for name in list_sizes(place) if name.count("/") > 1}
 
 
 def _judge_lost_work(run: ChaosRun, scenario: Scenario) -> int:

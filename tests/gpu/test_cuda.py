@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from functools import partial
 
 import pytest
 import torch
 import torch.distributed as dist
+from held_state import HeldState
 
 from cluster.config import ZeroConfig
 from cluster.engines.initial_state import InitialState
-from cluster.engines.protocol import Engine, Fragment, FragmentState, MicroBatch
+from cluster.engines.protocol import Engine, MicroBatch
 from cluster.engines.torch_engine import TorchEngine
 from cluster.topology import Precision, Topology
 from llm.attention import attention_backend, causal_mask, document_mask
@@ -75,27 +76,6 @@ def test_state_comes_back_bit_equal_from_a_gpu(precision: str) -> None:
     assert losses[-1] < losses[0]
 
 
-class Held:
-    """A state in host memory, as a source of fragments of one rank."""
-
-    def __init__(self, states: list[FragmentState]) -> None:
-        self._states = {state.fragment.name: state for state in states}
-
-    def scalars(self, name: str) -> Mapping[str, float]:
-        return self._states[name].scalars
-
-    def tensor_names(self, name: str) -> Sequence[str]:
-        return [state for state in self._states[name].tensors if state != "master"]
-
-    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
-        held = self._states[fragment.name]
-        assert held.fragment == fragment
-        return held.tensors[state]
-
-    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
-        target.copy_(self.read(fragment, state))
-
-
 @pytest.fixture(scope="module")
 def _process_group(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     store = dist.FileStore(str(tmp_path_factory.mktemp("group") / "store"), 1)
@@ -150,7 +130,7 @@ def test_state_comes_back_bit_equal_when_it_is_offloaded(zero: ZeroConfig) -> No
     saved = engine.snapshot()
     undisturbed = train(engine, range(3, 6))
     again = deepspeed_engine(zero, "bf16")
-    again.load(Held(saved))
+    again.load(HeldState(saved))
     for before, after in zip(saved, again.snapshot(), strict=True):
         assert before.scalars == after.scalars
         assert before.tensors.keys() == after.tensors.keys() >= {"master", "exp_avg", "exp_avg_sq"}

@@ -6,7 +6,7 @@ import os
 import pkgutil
 import time
 from collections.abc import Callable
-from pathlib import Path
+from multiprocessing import get_context
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,7 @@ from cluster.engines.builders import torch_engine
 from cluster.engines.protocol import Engine
 from cluster.record.logs import deterministic_fields, read_lines
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
+from cluster.storage.operations import storage_path
 from cluster.topology import Topology
 
 KILLED = 9
@@ -52,7 +53,23 @@ def kill_attempt(config: RunConfig, at: int | str, *, published: int | None = No
     of that step is there and noted, and not earlier.
     """
 
+    pid = os.fork()
+    if pid == 0:
+        _die_in_attempt(config, at, published, given)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
+
+
+def kill_attempt_of_store(config: RunConfig, at: int | str, *, published: int | None = None) -> None:
+    """The same for a run in an object store, whose client is of no use after a fork: in a new process."""
+    process = get_context("spawn").Process(target=_die_in_attempt, args=(config, at, published, {}))
+    process.start()
+    process.join(120)
+    assert process.exitcode == KILLED
+
+
+def _die_in_attempt(config: RunConfig, at: int | str, published: int | None, given: dict[str, Any]) -> None:
     given_observe = given.pop("observe", lambda batch: None)
+    directory = storage_path(config.storage) / config.name
 
     def observe(batch: Any) -> None:
         given_observe(batch)
@@ -61,21 +78,17 @@ def kill_attempt(config: RunConfig, at: int | str, *, published: int | None = No
                 time.sleep(0.01)
             die()
 
-    directory = Path(config.storage) / config.name
-    pid = os.fork()
-    if pid == 0:
-        try:
-            if isinstance(at, str):
-                module, _, name = at.rpartition(".")
-                setattr(pkgutil.resolve_name(module), name, die)
-            attempt_alone(config, observe=observe, **given)
-        finally:
-            os._exit(1)  # the moment to die at never came
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == KILLED
+    try:
+        if isinstance(at, str):
+            module, _, name = at.rpartition(".")
+            setattr(pkgutil.resolve_name(module), name, die)
+        attempt_alone(config, observe=observe, **given)
+    finally:
+        os._exit(1)  # the moment to die at never came
 
 
 def record_of(config: RunConfig) -> list[dict[str, Any]]:
-    directory = Path(config.storage) / config.name
+    directory = storage_path(config.storage) / config.name
     return [
         deterministic_fields(row) for name in ("metrics.jsonl", "samples.jsonl") for row in read_lines(directory / name)
     ]

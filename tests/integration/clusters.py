@@ -13,13 +13,15 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from processes import descendants, training_workers
 
-START_SECONDS = 120
+START_SECONDS = 300
 _HIDE_INSTALLATION = """import sys
 sys.path[:] = [path for path in sys.path if path != {root!r}]
 sys.meta_path[:] = [finder for finder in sys.meta_path if "__editable__" not in str(getattr(finder, "__module__", ""))]
@@ -78,6 +80,11 @@ class Cluster:
                 **auth,
             }
         )
+
+    @property
+    def driver_environment(self) -> dict[str, str]:
+        """Environment of a command here that trains on the cluster with the Longhaul that is installed here."""
+        return {**self.environment, "RAY_ADDRESS": f"127.0.0.1:{self.port}", "PYTHONPATH": ""}
 
     def _hide_installation(self) -> Path:
         """A directory that takes Longhaul's own installation out of every Python of the cluster."""
@@ -204,3 +211,13 @@ def new_cluster(*, token: str | None = None, head_cpus: int = 2, startup_code: s
     """A cluster that is not started yet."""
     directory = Path(tempfile.mkdtemp(prefix="lh", dir="/tmp"))
     return Cluster(directory, token=token, head_cpus=head_cpus, startup_code=startup_code)
+
+
+@contextmanager
+def running_cluster(*, token: str | None = None, head_cpus: int = 2, startup_code: str = "") -> Iterator[Cluster]:
+    """A cluster whose head takes jobs; every process of it is ended afterwards."""
+    cluster = new_cluster(token=token, head_cpus=head_cpus, startup_code=startup_code)
+    try:
+        yield cluster.start()
+    finally:
+        cluster.stop()

@@ -9,24 +9,28 @@ import importlib.abc, importlib.util, os, sys, time
 
 class _Patch(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "cluster.faults.work_in_hand":
+        if name != {name!r}:
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)
         run = spec.loader.exec_module
         def exec_module(module):
             run(module)
-            take = module.WorkInHand.take
-            def take_and_fail(work, batch):
-                take(work, batch)
-                rows = len(batch.micro_batches[0].tokens)
-{fault}
-            module.WorkInHand.take = take_and_fail
+            patch(module)
         spec.loader.exec_module = exec_module
         return spec
 
+def patch(module):
+{statements}
+
 sys.meta_path.insert(0, _Patch())
 """
+_BEFORE_EACH_STEP = """take = module.WorkInHand.take
+def take_and_fail(work, batch):
+    take(work, batch)
+    rows = len(batch.micro_batches[0].tokens)
+{fault}
+module.WorkInHand.take = take_and_fail"""
 
 
 def startup_code(fault: str) -> str:
@@ -35,7 +39,12 @@ def startup_code(fault: str) -> str:
     Args:
         fault: Statements that every rank runs before a step, with `batch` and the `rows` of a micro-batch at hand.
     """
-    return _STARTUP.format(fault="\n".join(f"                {line}" for line in fault.splitlines()))
+    return code_after_import("cluster.faults.work_in_hand", _BEFORE_EACH_STEP.format(fault=_indented(fault)))
+
+
+def code_after_import(name: str, statements: str) -> str:
+    """Code for sitecustomize.py that runs statements as soon as a module is imported, with it at hand as `module`."""
+    return _STARTUP.format(name=name, statements=_indented(statements))
 
 
 def inject(directory: Path, fault: str) -> dict[str, str]:
@@ -43,3 +52,7 @@ def inject(directory: Path, fault: str) -> dict[str, str]:
     directory.mkdir()
     (directory / "sitecustomize.py").write_text(startup_code(fault))
     return {"PYTHONPATH": str(directory)}
+
+
+def _indented(statements: str) -> str:
+    return "\n".join(f"    {line}" for line in statements.splitlines())

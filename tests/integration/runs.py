@@ -8,12 +8,13 @@ from typing import Any
 from wandb_files import history
 
 from cluster.record.logs import deterministic_fields, read_lines
+from cluster.storage.operations import StoragePath, storage_path
 
 STEPS = 100
 CHECKPOINT_EVERY = 10
 
 
-def settings(storage: Path, dataset: Path) -> list[str]:
+def settings(storage: Path | str, dataset: Path) -> list[str]:
     """Configuration of the run."""
     return [
         "smoke",
@@ -27,32 +28,32 @@ def settings(storage: Path, dataset: Path) -> list[str]:
     ]
 
 
-def pretrain(storage: Path, dataset: Path) -> list[str]:
+def pretrain(storage: Path | str, dataset: Path) -> list[str]:
     """The command that trains it."""
     return ["pretrain", *settings(storage, dataset)]
 
 
-def metrics_of(storage: Path) -> Path:
+def metrics_of(storage: Path | str) -> StoragePath:
     """Its metrics.jsonl."""
-    return storage / "smoke" / "metrics.jsonl"
+    return storage_path(storage) / "smoke" / "metrics.jsonl"
 
 
-def record_of(storage: Path) -> list[dict[str, Any]]:
+def record_of(storage: Path | str) -> list[dict[str, Any]]:
     """Deterministic fields of every line."""
     return [deterministic_fields(row) for row in read_lines(metrics_of(storage))]
 
 
-def event_rows(storage: Path) -> list[dict[str, Any]]:
+def event_rows(storage: Path | str) -> list[dict[str, Any]]:
     """Its events."""
-    return list(read_lines(storage / "smoke" / "events.jsonl"))
+    return list(read_lines(storage_path(storage) / "smoke" / "events.jsonl"))
 
 
-def events_of(storage: Path) -> list[str]:
+def events_of(storage: Path | str) -> list[str]:
     """Names of its events."""
     return [row["event"] for row in event_rows(storage)]
 
 
-def logged_steps(storage: Path) -> int:
+def logged_steps(storage: Path | str) -> int:
     """Last step in the record."""
     return max((row["step"] for row in read_lines(metrics_of(storage))), default=0)
 

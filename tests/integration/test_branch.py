@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_attempt import attempt_alone, record_of
+from attempts import attempt_alone, record_of
 from tiny import SilentLink, tiny_run
 from typer.testing import CliRunner
 

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, new_cluster
+from clusters import Cluster, new_cluster, running_cluster
 from processes import finish, kill, start, wait_until
 from runs import assert_wandb_complete, event_rows, events_of, logged_steps, pretrain, record_of, settings
 from typer.testing import CliRunner
@@ -37,11 +37,8 @@ TOKEN = "a-token-of-the-cluster-that-nobody-else-knows-0123456789"
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     """A head without authentication."""
-    made = new_cluster()
-    try:
-        yield made.start()
-    finally:
-        made.stop()
+    with running_cluster() as made:
+        yield made
 
 
 @pytest.fixture
@@ -99,9 +96,7 @@ def test_literal_ray_job_submit_trains_and_tracks_all(
 def test_ray_job_submit_and_submit_train_when_the_cluster_asks_for_a_token(
     undisturbed: Path, dataset: Path, tmp_path: Path
 ) -> None:
-    cluster = new_cluster(token=TOKEN)
-    try:
-        cluster.start()
+    with running_cluster(token=TOKEN) as cluster:
         literal_submission(cluster, tmp_path / "code", tmp_path / "literal", dataset)
         log = tmp_path / "log"
         assert finish(submit(cluster, "pretrain", *settings(tmp_path / "ours", dataset), log=log), log) == 0
@@ -111,8 +106,6 @@ def test_ray_job_submit_and_submit_train_when_the_cluster_asks_for_a_token(
         silent = replace(cluster, token=None)
         assert submit(silent, "pretrain", *settings(tmp_path / "no", dataset), log=log).wait(60) == 1
         assert "this command sent none" in log.read_text()
-    finally:
-        cluster.stop()
     for storage in (tmp_path / "literal", tmp_path / "ours"):
         assert record_of(storage) == record_of(undisturbed)
         assert_wandb_complete(storage)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Cluster, new_cluster
+from clusters import Cluster, running_cluster
 from processes import finish, start, wait_until
 from runs import assert_wandb_complete, event_rows, events_of, logged_steps, pretrain, record_of
 
@@ -16,11 +16,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     """A head that trains nothing, as on clusters of GPUs."""
-    made = new_cluster(head_cpus=0)
-    try:
-        yield made.start()
-    finally:
-        made.stop()
+    with running_cluster(head_cpus=0) as made:
+        yield made
 
 
 @pytest.mark.parametrize("spare", ["on what is left", "on a node that joins"])
@@ -35,7 +32,7 @@ def test_record_is_equal_when_a_node_is_lost(
     process = start(
         *pretrain(tmp_path, dataset),
         log=log,
-        environment={**cluster.environment, "RAY_ADDRESS": f"127.0.0.1:{cluster.port}", "PYTHONPATH": ""},
+        environment=cluster.driver_environment,
     )
     wait_until(lambda: logged_steps(tmp_path) >= 25, process)
     cluster.kill_node(next(node for node in nodes if cluster.trains(node)))

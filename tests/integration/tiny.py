@@ -19,6 +19,7 @@ from cluster.config import (
 )
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.run_directory import TOKENIZER_NAME, RunDirectory
+from cluster.storage.operations import StoragePath, copy_file, make_directory, storage_path
 from cluster.train_loop import Regroup
 from data_pipeline.build import build_dataset
 from data_pipeline.config import (
@@ -52,7 +53,7 @@ def build_tiny_dataset(directory: Path, *, vocab_size: int = 400, text_bytes: in
     return output
 
 
-def tiny_run(storage: Path, dataset: Path, **changes: Any) -> RunConfig:
+def tiny_run(storage: Path | str, dataset: Path, **changes: Any) -> RunConfig:
     """A run of a few seconds; `changes` replace fields by dotted names with `__` for the dot."""
     config = RunConfig(
         name="tiny",
@@ -83,13 +84,13 @@ def tiny_run(storage: Path, dataset: Path, **changes: Any) -> RunConfig:
     return config
 
 
-def begin(config: RunConfig) -> Path:
+def begin(config: RunConfig) -> StoragePath:
     """Create the run's directory as the driver does."""
-    directory = Path(config.storage) / config.name
-    directory.mkdir(parents=True, exist_ok=True)
+    directory = storage_path(config.storage) / config.name
+    make_directory(directory)
     RunDirectory(directory).create(config, "name: tiny\n")
     if not (directory / TOKENIZER_NAME).exists():
-        (directory / TOKENIZER_NAME).write_bytes((Path(config.data.entries[0].path) / TOKENIZER_NAME).read_bytes())
+        copy_file(Path(config.data.entries[0].path) / TOKENIZER_NAME, directory / TOKENIZER_NAME)
     return directory
 
 

@@ -48,12 +48,8 @@ def _file(arguments: tuple[Any, ...]) -> int | None:
     return int(match[1]) if match else None
 
 
-def _manifest(arguments: tuple[Any, ...]) -> int | None:
-    return _file(arguments) if Path(arguments[0]).name == "MANIFEST.json" else None
-
-
 def _whole_checkpoint(arguments: tuple[Any, ...]) -> int | None:
-    return _file(arguments) if _STEP_DIRECTORY.fullmatch(Path(arguments[0]).name) else None
+    return _file(arguments) if _STEP_DIRECTORY.fullmatch(str(arguments[0]).rpartition("/")[2]) else None
 
 
 def _last_event(arguments: tuple[Any, ...]) -> int | None:
@@ -75,10 +71,10 @@ POINTS: dict[str, Point] = {
     "step": Point("cluster.faults.work_in_hand", "WorkInHand.take", _batch),
     "save": Point("cluster.checkpoint.part", "write_tensors", _file),
     "written": Point("cluster.checkpoint.part", "write_tensors", _file, after=True),
-    "publish": Point("cluster.checkpoint.writer", "write_atomically", _manifest),
-    "published": Point("cluster.checkpoint.writer", "write_atomically", _manifest, after=True),
-    "retention": Point("cluster.checkpoint.catalog", "shutil.rmtree", _whole_checkpoint),
-    "load": Point("cluster.checkpoint.reader", "CheckpointReader.read", _any),
+    "publish": Point("cluster.checkpoint.writer", "write_if_unchanged", _file),
+    "published": Point("cluster.checkpoint.writer", "write_if_unchanged", _file, after=True),
+    "retention": Point("cluster.checkpoint.catalog", "remove_tree", _whole_checkpoint),
+    "load": Point("cluster.checkpoint.reader", "CheckpointReader.read_into", _any),
     "restart": Point("cluster.attempt", "Workshop.__init__", _any),
     "lease": Point("cluster.lease", "_create", _any, after=True),
     "end": Point("cluster.record.logs", "EventsLog.write", _last_event),

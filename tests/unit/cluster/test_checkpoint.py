@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -130,7 +131,7 @@ def test_run_goes_on_when_one_checkpoint_could_not_be_written_but_not_when_two_c
 def test_explanation_says_that_the_storage_is_full_in_plain_words() -> None:
     assert writer._explain(OSError(errno.ENOSPC, "x")) == "the storage is full"
     assert writer._explain(OSError(errno.EDQUOT, "x")) == "the storage is full"
-    assert writer._explain(OSError(errno.EACCES, "x")) == "Permission denied"
+    assert writer._explain(OSError(errno.EACCES, os.strerror(errno.EACCES), "x")) == "Permission denied"
 
 
 def test_published_checkpoint_stays_when_retention_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

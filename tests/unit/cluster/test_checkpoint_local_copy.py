@@ -228,7 +228,7 @@ def test_no_half_copy_is_left_when_the_storage_fails(run: Path, local: Path, mon
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cluster.checkpoint.rank_file.os.fsync", full)
+    monkeypatch.setattr("cluster.storage.operations.os.fsync", full)
     with pytest.raises(Exception, match="the storage is full"):
         save_both(run, local, 1, cuts=(0, 35))
     assert [path.name for path in local.rglob("*") if path.is_file()] == [".longhaul-run"]

@@ -219,14 +219,11 @@ def test_rejection_stays_when_the_step_is_saved_again_and_its_manifest_cannot_be
 ) -> None:
     save(tmp_path, 1, cuts=(0, 35))
     reject(list_checkpoints(tmp_path)[0], "it gave another loss", kind="loss")
-    original = writer.write_atomically
 
-    def end_before_the_manifest(path: Path, data: bytes) -> None:
-        if path.name == "MANIFEST.json":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(path, data)
+    def end_before_the_manifest(path: Path, data: bytes, version: None) -> bool:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(writer, "write_atomically", end_before_the_manifest)
+    monkeypatch.setattr(writer, "write_if_unchanged", end_before_the_manifest)
     with pytest.raises(StorageError, match="the storage is full"):
         save(tmp_path, 1, cuts=(0, 35))
     (info,) = list_checkpoints(tmp_path)

@@ -84,7 +84,7 @@ def test_nothing_is_tried_again_when_nobody_waits_for_it() -> None:
 @pytest.mark.parametrize(
     "target",
     [
-        "cluster.checkpoint.rank_file.os.fsync",
+        "cluster.storage.operations.os.fsync",
         "cluster.checkpoint.writer.write_atomically",
         "cluster.checkpoint.writer.sync_directory",
         "cluster.checkpoint.part.read_index",
@@ -118,7 +118,7 @@ def test_checkpoint_is_given_up_at_once_when_the_storage_is_full(
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("cluster.checkpoint.rank_file.os.fsync", full)
+    monkeypatch.setattr("cluster.storage.operations.os.fsync", full)
     with pytest.raises(StorageError, match=r"could not be written to .*: the storage is full\. Earlier"):
         save(tmp_path, 1, cuts=(0, 35), backoff=recording(waits))
     assert waits == []
@@ -133,7 +133,7 @@ def no_room(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
         fields[0], fields[1], fields[4] = 1, 1, free_bytes  # f_bsize, f_frsize, f_bavail
         return os.statvfs_result(fields)
 
-    monkeypatch.setattr("cluster.checkpoint.writer.os.statvfs", statvfs)
+    monkeypatch.setattr("cluster.storage.operations.os.statvfs", statvfs)
 
 
 def test_nothing_is_written_when_there_is_less_room_than_the_state_needs(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from tiny import build_tiny_dataset, tiny_run
+from tiny import tiny_run
 
 from cluster.config import HealingConfig, RunConfig
 from cluster.driver import _open_plan
@@ -14,11 +14,6 @@ from cluster.healing import HEALING, Decisions
 from data_pipeline.config import MixtureEntry
 from data_pipeline.errors import OrderError
 from data_pipeline.skip_ledger import SkipLedger
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_tiny_dataset(tmp_path_factory.mktemp("data"), text_bytes=60_000)
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ import pytest
 from cluster import lease as lease_module
 from cluster.errors import RunBusyError
 from cluster.lease import LeaseRecord, forget, hold, holds, live_holder, newest_record
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_names
 
 EXPIRY_SECONDS = 1.2
 
@@ -238,3 +240,30 @@ def test_paused_lease_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         run.rename(tmp_path / "aside")
         run.mkdir()
     assert not list(run.iterdir())
+
+
+def test_second_holder_is_refused_in_an_object_store_while_the_first_lives(bucket: str) -> None:
+    run = ObjectPath(f"{bucket}/runs/austen")
+    with hold(run) as first, pytest.raises(RunBusyError, match="two drivers would spoil"):
+        hold(run).__enter__()
+    with hold(run) as second:
+        assert second.token == first.token + 1
+    assert list_names(run / "lease") == ["0000000002.json"]
+
+
+def test_driver_knows_its_own_lease_when_the_store_lost_the_answer(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, original, calls = ObjectPath(f"{bucket}/runs/austen"), lease_module.create_exclusively, []
+
+    def taken_but_unanswered(path: StoragePath, data: bytes) -> bool:
+        created = original(path, data)
+        calls.append(created)
+        if len(calls) == 1:
+            raise ConnectionResetError(errno.ECONNRESET, "the answer was lost", str(path))
+        return created
+
+    monkeypatch.setattr(lease_module, "create_exclusively", taken_but_unanswered)
+    with hold(run) as lease:
+        lease.check()
+        assert (lease.token, calls) == (1, [True, True])

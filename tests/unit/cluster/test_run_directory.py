@@ -1,12 +1,18 @@
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from cluster import run_directory
 from cluster.config import RunConfig
 from cluster.errors import StorageError
-from cluster.run_directory import RunDirectory, prepare_storage, set_aside
+from cluster.run_directory import RunDirectory, end_setting_aside, is_half_set_aside, prepare_storage, set_aside
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import list_names, write_atomically
 from data_pipeline.config import DataConfig
 
 CONFIG = RunConfig(name="run", data=DataConfig(dataset="data"))
@@ -45,3 +51,72 @@ def test_old_run_keeps_all_it_holds_when_set_aside(tmp_path: Path) -> None:
     moved = set_aside(run)
     assert not run.exists()
     assert (moved / "metrics.jsonl").read_text() == "line\n"
+
+
+@pytest.fixture
+def stored(bucket: str) -> ObjectPath:
+    """A run in an object store."""
+    run = ObjectPath(f"{bucket}/runs/run")
+    RunDirectory(run).create(CONFIG, "name: run\n")
+    write_atomically(run / "checkpoints" / "step-00000004" / "MANIFEST.json", b"{}")
+    write_atomically(run / "lease" / "0000000001.json", b"{}")
+    return run
+
+
+def test_no_update_is_lost_when_two_processes_change_the_facts_at_once(
+    stored: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, others = run_directory.replace, [{"wandb": "theirs"}]
+
+    def with_another_in_between(path: ObjectPath, change: Callable[[bytes | None], bytes]) -> bytes:
+        def changed(content: bytes | None) -> bytes:
+            if others:
+                original(path, lambda old: json.dumps({**json.loads(old or b"{}"), **others.pop()}).encode())
+            return change(content)
+
+        return original(path, changed)
+
+    monkeypatch.setattr(run_directory, "replace", with_another_in_between)
+    RunDirectory(stored).update({"published_step": 4})
+    facts = RunDirectory(stored).facts()
+    assert (facts["wandb"], facts["published_step"], facts["name"]) == ("theirs", 4, "run")
+
+
+def test_old_run_keeps_all_it_holds_when_set_aside_in_an_object_store(stored: ObjectPath) -> None:
+    facts = RunDirectory(stored).facts()
+    moved = set_aside(stored)
+    assert list_names(stored) == ["lease"]
+    assert RunDirectory(moved).facts() == facts
+    assert (moved / "checkpoints" / "step-00000004" / "MANIFEST.json").is_file()
+
+
+@pytest.mark.parametrize("operation", ["copy", "delete"])
+def test_setting_aside_is_ended_when_it_was_killed_in_the_middle(
+    operation: str, stored: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killing:
+        """The store until it has copied or deleted two objects."""
+
+        def __init__(self) -> None:
+            self._store, self._calls = stored.store, 0
+
+        def __getattr__(self, name: str) -> Any:
+            if name == operation:
+                self._calls += 1
+                if self._calls > 2:
+                    raise KeyboardInterrupt
+            return getattr(self._store, name)
+
+    killing = Killing()
+    with monkeypatch.context() as until_then:
+        until_then.setattr(ObjectPath, "store", property(lambda path: killing))
+        with pytest.raises(KeyboardInterrupt):
+            set_aside(stored)
+    was_copied = operation == "delete"
+    assert is_half_set_aside(stored) == was_copied
+    end_setting_aside(stored)
+    wholes = [name for name in list_names(stored.parent) if RunDirectory(stored.parent / name).exists()]
+    assert len(wholes) == 1
+    assert (wholes[0] == "run") == (not was_copied)
+    assert list_names(stored) == (["lease"] if was_copied else ["checkpoints", "config.yaml", "lease", "run.json"])
+    assert (stored.parent / wholes[0] / "checkpoints").is_dir()

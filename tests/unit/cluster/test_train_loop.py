@@ -70,6 +70,7 @@ def run(
             judge_gradients=lambda step, loss, norm: "go_on",
             log=lambda report: diary.append(f"log {report.step} {report.loss} {report.gradient_norm}"),
             evaluate=lambda step: diary.append(f"evaluate {step}"),
+            record_evaluations=lambda: None,
             save=lambda step: diary.append(f"save {step}"),
             stop_requested=lambda: step == stop_at,
             regroup_requested=lambda: regroup[1] if step >= regroup[0] else "no",
@@ -140,7 +141,9 @@ def test_loaded_state_is_not_updated_when_its_loss_is_refused() -> None:
     def refuse(step: int, loss: float) -> None:
         raise RuntimeError("another loss")
 
-    nothing = {name: (lambda *_: None) for name in ("observe", "next_loss", "log", "evaluate", "save")}
+    nothing = {
+        name: (lambda *_: None) for name in ("observe", "next_loss", "log", "evaluate", "record_evaluations", "save")
+    }
     with pytest.raises(RuntimeError, match="another loss"):
         train(
             engine,  # type: ignore[arg-type]

@@ -70,6 +70,34 @@ def test_verify_says_how_to_go_on_when_no_checkpoint_is_whole(run: Path) -> None
     )
 
 
+def _put_out_of_reach(run: Path, step: int) -> None:
+    (info,) = (info for info in list_checkpoints(run) if info.step == step)
+    assert info.manifest is not None
+    path = info.directory / info.manifest.files[0].path
+    path.unlink()
+    path.symlink_to(path.name)
+
+
+def test_verify_says_no_word_of_damage_when_a_checkpoint_only_cannot_be_read(run: Path) -> None:
+    _put_out_of_reach(run, 8)
+    exit_code, lines = _verify(run)
+    assert exit_code == 1
+    assert lines[0] == "step 4: good (1 file)"
+    assert "It may be whole, so no checkpoint is rejected" in lines[1]
+    assert len(lines) == 2
+
+
+def test_verify_promises_no_older_step_when_the_newest_only_cannot_be_read(run: Path) -> None:
+    _damage(run, 4)
+    _put_out_of_reach(run, 8)
+    exit_code, lines = _verify(run)
+    assert exit_code == 1
+    assert lines[-1] == (
+        "1 checkpoint cannot be used. To have it back, restore its files from a copy and remove its REJECTED.json, if "
+        "it has one."
+    )
+
+
 def _call(*words: object) -> tuple[int, str]:
     result = CliRunner().invoke(app, ["checkpoint", *map(str, words)], env={"COLUMNS": "200"})
     return result.exit_code, result.stdout

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from submissions import OUTPUT, job
 from typer.testing import CliRunner
 
 from cluster.jobs.api import Jobs
@@ -14,22 +15,7 @@ from cluster.jobs.job import Job, run_metadata
 from launcher.cli import app
 from launcher.commands.jobs import _listing
 
-OUTPUT = "Job entrypoint command failed with exit code -9, last available logs (truncated to 20,000 chars):\n"
-BEGUN = 1_790_000_000.0  # 2026-09-21 14:13:20 UTC
 ADDRESS = ["--address", "http://head:8265"]
-
-
-def job(identity: str, status: str, exit_code: int | None = None, *, message: str = "", **metadata: str) -> Job:
-    return Job(
-        id=identity,
-        status=status,
-        entrypoint="exec python -m launcher pretrain ./config.yaml",
-        message=message,
-        exit_code=exit_code,
-        start_unix_seconds=BEGUN,
-        end_unix_seconds=BEGUN + 754,
-        metadata={**run_metadata("/shared/long"), **metadata},
-    )
 
 
 class KnownJobs(Jobs):
@@ -100,7 +86,7 @@ def test_listing_folds_nothing_when_a_program_reads_it(run: CliRunner, offer: An
 def test_status_of_a_killed_driver_tells_the_signal_and_apart_from_it_what_it_printed_last(
     run: CliRunner, offer: Any
 ) -> None:
-    first = job("first", "FAILED", -9, message=OUTPUT + "step 12/100  loss 5.1\n")
+    first = job("first", "FAILED", -9, message=OUTPUT.format(-9) + "step 12/100  loss 5.1\n")
     offer(first, job("first-again-1", "RUNNING", longhaul_origin="first", longhaul_predecessor="first"))
     result = run.invoke(app, ["jobs", "status", "first", *ADDRESS])
     assert result.exit_code == 1

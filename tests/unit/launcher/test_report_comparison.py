@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from report_page import data_of, words_of
 
 from launcher.report.comparison import cautions
 from launcher.report.configuration import differences
@@ -60,22 +60,10 @@ def _with_best(record: RunRecord, perplexity: float) -> RunRecord:
     return replace(record, evaluations=[line])
 
 
-def _data(html: str) -> dict[str, Any]:
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>\n<script>\n', html, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1])
-    return data
-
-
 def _section(html: str, anchor: str) -> str:
     found = re.search(rf'<section id="{anchor}".*?</section>', html, re.DOTALL)
     assert found is not None
     return found[0]
-
-
-def _words(html: str) -> str:
-    """What a reader sees, blanks between the elements."""
-    return " ".join(unescape(re.sub(r"<[^>]+>", " ", html)).split())
 
 
 def _event(name: str, step: int, **details: Any) -> Event:
@@ -83,7 +71,7 @@ def _event(name: str, step: int, **details: Any) -> Event:
 
 
 def test_charts_hold_the_series_of_every_run() -> None:
-    data = _data(build_page([_record("a"), _record("b", steps=60)]))
+    data = data_of(build_page([_record("a"), _record("b", steps=60)]))
     assert data["runs"] == [{"label": "a"}, {"label": "b"}]
     for chart in data["charts"]:
         assert [one["run"] for one in chart["series"] if one["role"] == "train"] == [0, 1]
@@ -96,8 +84,8 @@ def test_charts_hold_the_series_of_every_run() -> None:
 
 
 def test_a_run_in_a_comparison_has_the_curves_that_it_has_alone() -> None:
-    alone = _data(build_page([_record("b")]))
-    together = _data(build_page([_record("a"), _record("b")]))
+    alone = data_of(build_page([_record("b")]))
+    together = data_of(build_page([_record("a"), _record("b")]))
     for one, both in zip(alone["charts"], together["charts"], strict=True):
         assert [series | {"run": 1} for series in one["series"]] == [
             series for series in both["series"] if series["run"]
@@ -113,7 +101,7 @@ def test_axes_are_those_of_any_run_when_one_lacks_tokens_and_times() -> None:
         attempt=np.full(steps, np.nan),
         values={"train/loss": bare.train.column("train/loss")},
     )
-    data = _data(build_page([replace(bare, train=train, evaluations=[]), _record("whole")]))
+    data = data_of(build_page([replace(bare, train=train, evaluations=[]), _record("whole")]))
     assert data["axes"] == ["step", "tokens", "seconds"]
     assert data["charts"][0]["series"][0]["tokens"] is None
 
@@ -151,11 +139,11 @@ def test_differences_count_a_config_without_settings_when_it_is_not_readable() -
 
 def test_configuration_section_says_so_when_all_settings_are_the_same() -> None:
     records = [_record(name, config_yaml="seed: 1\n") for name in ("a", "b")]
-    assert "All settings are the same." in _words(_section(build_page(records), "configuration"))
+    assert "All settings are the same." in words_of(_section(build_page(records), "configuration"))
 
 
 def test_configuration_section_lists_differing_settings_before_the_whole_configs() -> None:
-    words = _words(_section(build_page([_record("a"), _record("b", steps=60)]), "configuration"))
+    words = words_of(_section(build_page([_record("a"), _record("b", steps=60)]), "configuration"))
     table = words.partition(" a config.yaml")[0]
     assert table == "Configuration a b name a b train.max_steps 40 60"
 
@@ -171,7 +159,7 @@ def test_headline_marks_nothing_and_warns_when_tokenizers_differ() -> None:
     html = build_page(records)
     warning = "The runs do not share a tokenizer: losses and perplexities per token are not comparable between them."
     assert cautions(reported_runs(records)) == [warning]
-    assert warning in _words(html)
+    assert warning in words_of(html)
     assert not re.search(r"<b>[\d.]+</b> <b class=\"badge good\">best", html)
 
 
@@ -186,10 +174,10 @@ def test_memory_has_one_unit_on_the_page_when_runs_differ_in_size() -> None:
     large = _record("large")
     large.train.values["memory/peak_bytes"][:] = 3 * 2.0**30
     html = build_page([_record("small"), large])
-    chart = next(chart for chart in _data(html)["charts"] if chart["title"] == "Peak memory")
+    chart = next(chart for chart in data_of(html)["charts"] if chart["title"] == "Peak memory")
     assert chart["unit"] == "GiB"
     assert [series["value"][0] for series in chart["series"]] == [0.683594, 3.0]
-    assert "Peak memory, GiB" in _words(html)
+    assert "Peak memory, GiB" in words_of(html)
     assert "MiB" not in html
 
 
@@ -198,8 +186,8 @@ def test_facts_are_said_once_when_equal_and_marked_when_not() -> None:
     records = [_record("a", facts={"layout": layout}), _record("b", facts={"layout": layout | {"world_size": 4}})]
     section = _section(build_page(records), "run-data-and-environment")
     (differing,) = re.findall(r'<tr class="differs">.*?</tr>', section)
-    assert _words(differing) == "Workers 2 4"
-    assert _words(section).count("fp32") == 1
+    assert words_of(differing) == "Workers 2 4"
+    assert words_of(section).count("fp32") == 1
 
 
 def test_events_belong_to_their_run() -> None:
@@ -208,9 +196,9 @@ def test_events_belong_to_their_run() -> None:
         _record("b", events=[_event("driver_lost", 20)]),
     ]
     html = build_page(records)
-    marks = [(mark["run"], mark["title"], mark["tone"], mark["step"]) for mark in _data(html)["events"]]
+    marks = [(mark["run"], mark["title"], mark["tone"], mark["step"]) for mark in data_of(html)["events"]]
     assert marks == [(0, "worker lost", "bad", 10), (1, "driver lost", "bad", 20)]
-    assert "1 event, 1 × worker lost" in _words(_section(html, "events"))
+    assert "1 event, 1 × worker lost" in words_of(_section(html, "events"))
 
 
 def test_complaints_name_their_run_when_there_are_several() -> None:
@@ -222,8 +210,8 @@ def test_levels_are_said_once_when_runs_share_the_baseline() -> None:
     def level(value: float) -> dict[str, Any]:
         return {"baseline": {"name": "bigram", "perplexity": value}}
 
-    shared = _data(build_page([_record("a", facts=level(60)), _record("b", facts=level(60))]))
-    apart = _data(build_page([_record("a", facts=level(60)), _record("b", facts=level(70))]))
+    shared = data_of(build_page([_record("a", facts=level(60)), _record("b", facts=level(60))]))
+    apart = data_of(build_page([_record("a", facts=level(60)), _record("b", facts=level(70))]))
     assert shared["charts"][1]["levels"] == [{"label": "bigram", "value": 60.0, "runs": [0, 1]}]
     assert [one["label"] for one in apart["charts"][1]["levels"]] == ["bigram, a", "bigram, b"]
 
@@ -242,7 +230,7 @@ def test_page_of_several_runs_escapes_every_text() -> None:
     html = build_page([hostile, _record("b")])
     assert "<img" not in html
     assert html.count("<script") == html.count("</script>") == 2
-    assert HOSTILE in _words(_section(html, "text-samples"))
+    assert HOSTILE in words_of(_section(html, "text-samples"))
 
 
 @pytest.mark.parametrize("count", [1, 5])

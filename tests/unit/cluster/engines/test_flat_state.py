@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import pytest
 import torch
+from held_state import HeldState
 
 from cluster.engines.initial_state import InitialState
-from cluster.engines.protocol import Fragment, FragmentState, MicroBatch
+from cluster.engines.protocol import FragmentState, MicroBatch
 from cluster.engines.torch_engine import TorchEngine
 from cluster.topology import Precision
 from llm.config import ModelConfig, OptimizerConfig
@@ -27,25 +26,6 @@ STATES = {
     "plain sgd": {"master"},
     "muon": {"master", "exp_avg", "exp_avg_sq", "momentum_buffer"},
 }
-
-
-class Taken:
-    """A snapshot as a source."""
-
-    def __init__(self, states: list[FragmentState]) -> None:
-        self._states = {state.fragment.name: state for state in states}
-
-    def scalars(self, name: str) -> Mapping[str, float]:
-        return self._states[name].scalars
-
-    def tensor_names(self, name: str) -> Sequence[str]:
-        return [state for state in self._states[name].tensors if state != "master"]
-
-    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
-        return self._states[fragment.name].tensors[state]
-
-    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
-        target.copy_(self.read(fragment, state))
 
 
 def engine(name: str, precision: Precision) -> TorchEngine:
@@ -82,7 +62,7 @@ def test_states_have_the_names_of_the_optimizer_when_taken(name: str) -> None:
 def test_states_are_bit_equal_when_loaded_in_a_precision(name: str, before: Precision, after: Precision) -> None:
     states = trained(name, before)
     loaded = engine(name, after)
-    loaded.load(Taken(states))
+    loaded.load(HeldState(states))
     for held, wanted in zip(loaded.snapshot(), states, strict=True):
         assert held.fragment == wanted.fragment
         assert held.scalars == wanted.scalars
@@ -96,7 +76,7 @@ def test_training_goes_on_bit_equal_when_loaded(name: str) -> None:
     undisturbed.load(InitialState(MODEL, seed=3))
     for step in range(2):
         update(undisturbed, step)
-    loaded.load(Taken(trained(name, "fp32")))
+    loaded.load(HeldState(trained(name, "fp32")))
     for made in (undisturbed, loaded):
         update(made, 2)
     for mine, other in zip(undisturbed.snapshot(), loaded.snapshot(), strict=True):

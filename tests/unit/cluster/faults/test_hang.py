@@ -6,29 +6,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from heartbeats import beat_of
 
 from cluster.faults.hang import GroupWatch, HangVerdict, Heartbeat, beat_seconds, name_culprits, silent_seconds
 
 TIMEOUT_SECONDS = 30.0
 WAITING: dict[str, Any] = {"collective": "all_reduce", "stack": ("c10d:1 in all_reduce",)}
 ELSEWHERE: dict[str, Any] = {"stack": ("data:5 in read",)}
-
-
-def beat_of(rank: int, **changes: Any) -> Heartbeat:
-    """A rank of two that moves."""
-    beat = Heartbeat(
-        rank=rank,
-        world_size=2,
-        node=f"10.0.0.{rank}",
-        node_id=f"node-{rank}",
-        pid=100 + rank,
-        started_ticks=7,
-        stacks_fd=3,
-        step=5,
-        still_seconds=0.0,
-        collective=None,
-    )
-    return replace(beat, **changes)
 
 
 @dataclass

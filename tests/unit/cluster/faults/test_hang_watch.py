@@ -17,6 +17,8 @@ from cluster.faults.hang import Heartbeat
 from cluster.faults.hang_watch import HangWatch, Tell
 from cluster.faults.rules import root_cause
 from cluster.faults.stacks import end_process, take_stacks
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import StoragePath, list_names, write_atomically
 
 STACKS = """stacks of rank {rank}
 Thread 0x1 (most recent call first):
@@ -34,8 +36,8 @@ Current thread 0x3 (most recent call first):
 class Bench:
     """A watch over two ranks, of which one waits for the other, and nodes that the test speaks for."""
 
-    def __init__(self, directory: Path, *, timeout_seconds: float | None = 30.0) -> None:
-        (directory / "run.json").write_text(json.dumps({"attempt": 2}))
+    def __init__(self, directory: StoragePath, *, timeout_seconds: float | None = 30.0) -> None:
+        write_atomically(directory / "run.json", json.dumps({"attempt": 2}).encode())
         self.directory = directory
         self.now = 100.0
         self.events: list[dict[str, Any]] = []
@@ -204,6 +206,19 @@ def test_oldest_files_of_stacks_are_removed_when_there_are_many(bench: Bench) ->
     names = [path.name for path in bench.stacks()]
     assert len(names) == 20
     assert names[0] == "attempt-1-000011.txt"
+
+
+def test_stacks_are_kept_when_the_run_lies_in_an_object_store(bucket: str) -> None:
+    run = ObjectPath(f"{bucket}/runs/austen")
+    for number in range(25):
+        write_atomically(run / "stacks" / f"attempt-1-{number:06}.txt", b"")
+    bench = Bench(run)
+    bench.hang(bench.waiting, bench.asleep)
+    names = list_names(run / "stacks")
+    assert len(names) == 20
+    kept = (run / bench.events[0]["stacks"]).read_text()
+    assert "stacks of rank 0" in kept
+    assert "stacks of rank 1" in kept
 
 
 def test_hang_is_the_root_cause_when_its_remedy_ended_another_rank(bench: Bench) -> None:

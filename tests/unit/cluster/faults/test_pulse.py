@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import cluster
+from cluster import late_evaluations
 from cluster.faults.pulse import Pulse
 
 
@@ -177,6 +179,18 @@ def test_sample_counts_towards_the_step_when_the_loop_itself_works(
 def test_waiting_for_wandb_counts_as_moving(subject: Subject) -> None:
     close = function_in(of_cluster("record/wandb_mirror.py"), "close")
     subject.stand(lambda wait: close(wait))
+    subject.pulse.sample()
+    subject.now += 59
+    subject.pulse.sample()
+    assert subject.pulse.beat().still_seconds == 0
+
+
+def test_waiting_for_evaluations_counts_as_moving(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stand_in_rest(wait: Callable[[], object]) -> None:
+        monkeypatch.setattr(late_evaluations, "time", SimpleNamespace(sleep=lambda seconds: wait()))
+        late_evaluations.rest()
+
+    subject.stand(stand_in_rest)
     subject.pulse.sample()
     subject.now += 59
     subject.pulse.sample()

@@ -2,29 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
+from heartbeats import beat_of
 
-from cluster.faults.hang import Heartbeat
 from cluster.faults.stragglers import StragglerWatch
-
-
-def beat_of(rank: int, **changes: Any) -> Heartbeat:
-    """A rank of three."""
-    return Heartbeat(
-        rank=rank,
-        world_size=3,
-        node=f"10.0.0.{rank}",
-        node_id=f"node-{rank}",
-        pid=100 + rank,
-        started_ticks=7,
-        stacks_fd=3,
-        step=5,
-        still_seconds=0.0,
-        collective=None,
-        **changes,
-    )
 
 
 class Bench:
@@ -48,7 +29,8 @@ class Bench:
 
     def _beat(self) -> None:
         for rank in range(3):
-            self.watch.hear(beat_of(rank, step_samples=self._samples[rank], busy_samples=int(self._busy[rank])))
+            samples, busy = self._samples[rank], int(self._busy[rank])
+            self.watch.hear(beat_of(rank, world_size=3, step_samples=samples, busy_samples=busy))
 
 
 def test_straggler_is_told_once_when_it_is_slow_in_two_windows() -> None:
@@ -70,6 +52,6 @@ def test_nobody_is_a_straggler_when_ranks_differ_little(shares: tuple[float, ...
 
 def test_nobody_is_a_straggler_when_a_window_holds_too_little_training() -> None:
     bench = Bench()
-    bench.watch.hear(beat_of(0, step_samples=90, busy_samples=90))
+    bench.watch.hear(beat_of(0, world_size=3, step_samples=90, busy_samples=90))
     bench.now += 60
     assert bench.watch.judge() == []

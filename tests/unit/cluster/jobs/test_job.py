@@ -7,33 +7,12 @@ from typing import Any
 
 import pytest
 from ray.job_submission import JobStatus
+from submissions import OUTPUT, job
 
 from cluster.errors import JobRefusedError
-from cluster.jobs.job import Job, choose, describe, in_the_way, run_metadata
+from cluster.jobs.job import Job, choose, describe, in_the_way
 
 HEAD = "http://head:8265"
-OUTPUT = "Job entrypoint command failed with exit code {}, last available logs (truncated to 20,000 chars):\n"
-
-
-def job(
-    identity: str = "j",
-    status: str = "RUNNING",
-    exit_code: int | None = None,
-    *,
-    message: str = "",
-    directory: str | None = "/shared/long",
-    **metadata: str,
-) -> Job:
-    return Job(
-        id=identity,
-        status=status,
-        entrypoint="python -m launcher pretrain long.yaml",
-        message=message,
-        exit_code=exit_code,
-        start_unix_seconds=None,
-        end_unix_seconds=None,
-        metadata={**(run_metadata(directory) if directory else {}), **metadata},
-    )
 
 
 def dataset_build(identity: str, status: str = "SUCCEEDED") -> Job:

@@ -54,6 +54,24 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Nodes:
     return made
 
 
+def test_workers_leave_room_for_an_evaluation_where_it_costs_fewest_workers(nodes: Nodes) -> None:
+    nodes.add(a=4, b=3)
+    resources = ResourcesConfig(workers=(1, 8), cpus_per_worker=2)
+    nobody = Room(resources, 0, lambda node: None)
+    assert nobody.now() == 3
+    assert Room(resources, 0, lambda node: None, spare={"CPU": 1.0}).now() == 3  # the third core of b
+    assert Room(resources, 0, lambda node: None, spare={"CPU": 2.0}).now() == 2
+    assert Room(resources, 0, lambda node: None, spare={"CPU": 5.0}).now() == 3  # nowhere: nothing is given up
+
+
+def test_workers_do_not_grow_into_the_room_of_an_evaluation(nodes: Nodes) -> None:
+    nodes.add(a=1)  # beside the two that run
+    room = Room(ResourcesConfig(workers=(1, 4)), 0, lambda node: None, spare={"CPU": 1.0})
+    assert room.growth(["a", "a"]) is None
+    nodes.free["a"] = 2
+    assert room.growth(["a", "a"]) == 3
+
+
 def room_of(workers: int | tuple[int, int], problem: str | None = None) -> Room:
     return Room(ResourcesConfig(workers=workers), 0, lambda node: problem)
 

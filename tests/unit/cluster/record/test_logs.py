@@ -108,7 +108,7 @@ def test_discarded_lines_are_kept_once_when_the_rewrite_is_killed_and_repeated(
     def killed(path: Path, data: bytes) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cluster.record.logs.write_atomically", killed)
+    monkeypatch.setattr("cluster.record.file_log.write_atomically", killed)
     with pytest.raises(KeyboardInterrupt):
         StepLog(tmp_path / METRICS_NAME, attempt=2, after_step=1, clock=clock)
     monkeypatch.undo()

@@ -79,6 +79,15 @@ def test_alert_is_raised_when_this_attempt_has_a_loss_that_is_not_finite(attempt
     assert alerts == ["Loss is not finite: the loss of step 4 is not a finite number"] * expected
 
 
+def test_late_evaluation_is_logged_when_the_server_has_lines_of_later_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(RunView, "_log_tables", lambda self, at_end: None)
+    run = Run()
+    view, _ = view_of(run, server=(1, 8))
+    late = {"kind": "eval", "name": "a", "attempt": 1, "step": 4, "eval/loss": 2.0, "eval/perplexity": math.exp(2.0)}
+    view.take([{**ROW, "step": step} for step in (4, 7)] + [late, {**ROW, "step": 9}])
+    assert [row["train/step"] for row in run.logged] == [4, 9]
+
+
 def test_best_perplexity_stays_when_a_later_one_is_worse_or_not_finite() -> None:
     run = Run()
     view, _ = view_of(run)

@@ -1,0 +1,73 @@
+"""Making a branch in an object store, which renames nothing: in its own place, with its run.json last.
+
+A lease keeps two commands that make a branch of one name apart, and tells one that works from one that was killed; an
+object `branching.json` marks what the latter left, which is no run, as ours to remove.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from cluster.branch import CLAIM_NAME, LEASE_NAME, refuse_taken_name
+from cluster.checkpoint.retry import retried
+from cluster.errors import StorageError
+from cluster.lease import forget, hold
+from cluster.run_directory import RUN_NAME
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import list_sizes, remove_files, write_atomically
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def making(target: ObjectPath) -> Iterator[ObjectPath]:
+    """The place of a branch that nobody else makes meanwhile; empty again where the block ends with an error.
+
+    Raises:
+        RunBusyError: Another command is making it.
+        RunRefusedError: The name is taken.
+        StorageError: The store does not do its part.
+    """
+    try:
+        with hold(target):
+            refuse_taken_name(target)
+            _clear(target)
+            write_atomically(target / CLAIM_NAME, b"{}\n")
+            try:
+                yield target
+            except BaseException:
+                with suppress(OSError):
+                    _clear(target)
+                raise
+    except OSError as error:
+        raise StorageError(
+            f"branch {target} could not be made: {error.strerror or error}. It is no run, and the next branch of this "
+            "name removes what is left of it. Look at the store, and give the same command again."
+        ) from error
+    finally:
+        with suppress(OSError):
+            forget(target)
+
+
+def publish(small: Path, target: ObjectPath) -> None:
+    """Put the small files of a branch beside its checkpoint, the one that makes it a run last."""
+    for path in sorted(small.iterdir(), key=lambda path: path.name == RUN_NAME):
+        place = target / path.name
+        retried(lambda place=place, path=path: write_atomically(place, path.read_bytes()), f"writing {place}")  # type: ignore[misc]
+    with suppress(OSError):  # beside a run.json it says nothing
+        remove_files([target / CLAIM_NAME])
+
+
+def _clear(target: ObjectPath) -> None:
+    """Remove what is there apart from the lease, the mark last."""
+    names = [name for name in list_sizes(target) if not name.startswith(f"{LEASE_NAME}/")]
+    if names:
+        logger.info("removing what a branch that was not finished has left at %s", target)
+        remove_files(target / name for name in names if name != CLAIM_NAME)
+        remove_files([target / CLAIM_NAME])
+
+
+__all__ = ["making", "publish"]

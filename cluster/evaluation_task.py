@@ -1,0 +1,118 @@
+"""One checkpoint's evaluation in one process, beside the training: plain torch, the sums of `cluster.evaluation`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from cluster.checkpoint import CheckpointInfo, find_checkpoint, verify
+from cluster.collectives import Collectives
+from cluster.config import RunConfig
+from cluster.engines.protocol import MicroBatch
+from cluster.errors import CheckpointError, RunNotFoundError
+from cluster.evaluation import evaluate_datasets, evaluated_names
+from cluster.evaluation_beside import DueCheckpoint, Outcome, Sample
+from cluster.inference import read_model
+from cluster.resolution import resolve_model
+from cluster.run_directory import TOKENIZER_NAME
+from cluster.storage.operations import storage_path
+from cluster.text_samples import TextSampler
+from cluster.topology import Topology, set_arithmetic
+from data_pipeline.dataset import Dataset
+from llm.kv_cache import KeyValueCache
+from llm.loss import LossSums
+from llm.transformer import Transformer
+
+
+class PlainModel:
+    """A whole model in this process, which computes in the precision that it was trained in."""
+
+    def __init__(self, model: Transformer) -> None:
+        self._model = model.eval()
+
+    def evaluate(self, batch: MicroBatch) -> LossSums:
+        """Forward only; see `Forward.evaluate`."""
+        with torch.no_grad():
+            sums: LossSums = self._model(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
+            return sums
+
+    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Forward.logits`."""
+        with torch.no_grad():
+            return self._model.logits(tokens, cache=cache)
+
+
+def evaluate_checkpoint(config: RunConfig, due: DueCheckpoint, topology: Topology) -> Outcome | None:
+    """Measure the held-out loss of a checkpoint and let its model write.
+
+    Args:
+        config: The run; paths absolute.
+        due: The checkpoint.
+        topology: Of this process, alone.
+
+    Returns:
+        All that an evaluation in the training would have given; None where the checkpoint is not there any more, or
+        its step has another by now.
+
+    Raises:
+        CheckpointError: It is damaged, or cannot be read here and now.
+        data_pipeline.errors.DataError: The data cannot be used.
+    """
+    set_arithmetic(topology, deterministic=config.train.deterministic)
+    info = _find(config, due)
+    if info is None:
+        return None
+    datasets = [Dataset.open(entry.path) for entry in config.data.entries]
+    verify(info)
+    model = _model(config, info, datasets, topology)
+    rows = tuple(evaluate_datasets(model, datasets, config, topology=topology, collectives=Collectives()))
+    samples = _samples(config, model, due.step, topology)
+    expected, found = evaluated_names(datasets, config.data), [row["name"] for row in rows]
+    if list(expected) != found or not (rows or samples):
+        return Outcome(
+            due=due,
+            problem=f"there is nothing to measure: of the datasets {list(expected)}, {found} gave a loss, and "
+            f"{len(samples)} texts were written. Build the datasets with validation_fraction above 0.",
+        )
+    return Outcome(due=due, rows=rows, samples=samples)
+
+
+def _find(config: RunConfig, due: DueCheckpoint) -> CheckpointInfo | None:
+    try:
+        info = find_checkpoint(storage_path(config.storage) / config.name, due.step)
+    except RunNotFoundError:
+        return None
+    assert info.manifest is not None
+    return info if identity_of(info) == due else None
+
+
+def identity_of(info: CheckpointInfo) -> DueCheckpoint:
+    """What tells a checkpoint from all others.
+
+    Raises:
+        CheckpointError: It has no readable manifest.
+    """
+    if info.manifest is None:
+        raise CheckpointError(f"checkpoint {info.directory} has no manifest that could be read.")
+    return DueCheckpoint(
+        step=info.step, attempt=info.manifest.attempt, created_unix_seconds=info.manifest.created_unix_seconds
+    )
+
+
+def _model(config: RunConfig, info: CheckpointInfo, datasets: Sequence[Dataset], topology: Topology) -> PlainModel:
+    assert info.manifest is not None
+    model = read_model(info, resolve_model(config.model, datasets[0].vocab_size))
+    in_bf16 = info.manifest.run["layout"]["precision"] == "bf16"
+    return PlainModel(model.to(device=topology.device, dtype=torch.bfloat16 if in_bf16 else torch.float32))
+
+
+def _samples(config: RunConfig, model: PlainModel, step: int, topology: Topology) -> tuple[Sample, ...]:
+    sampler = TextSampler(
+        config,
+        layers=config.model.num_hidden_layers,
+        tokenizer_path=storage_path(config.storage) / config.name / TOKENIZER_NAME,
+        topology=topology,
+        collectives=Collectives(),
+    )
+    return tuple(Sample(name=each.label, prompt=each.prompt, text=each.text) for each in sampler.write(model, step))

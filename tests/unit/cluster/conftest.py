@@ -1,0 +1,30 @@
+"""Fixtures of cluster's unit tests: a small dataset and a run to branch from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from branches import STEP, save
+from tiny import build_tiny_dataset, tiny_run
+
+from cluster.config import RunConfig
+from cluster.run_directory import RunDirectory
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half of the tiny dataset's text, built once."""
+    return build_tiny_dataset(tmp_path_factory.mktemp("data"), text_bytes=60_000)
+
+
+@pytest.fixture
+def parent(tmp_path: Path, dataset: Path) -> RunConfig:
+    """A run with checkpoints of steps 4 and 8, two files each."""
+    config = tiny_run(tmp_path / "runs", dataset)
+    directory = tmp_path / "runs" / "tiny"
+    directory.mkdir(parents=True)
+    RunDirectory(directory).create(config, "name: tiny\n")
+    for step in (STEP, 2 * STEP):
+        save(config, step)
+    return config
