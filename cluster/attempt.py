@@ -18,9 +18,9 @@ from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
 from cluster.engines.initial_state import InitialState
 from cluster.errors import CheckpointError, RunBusyError
-from cluster.evaluation import evaluate_datasets
+from cluster.evaluation.in_loop import evaluate_datasets
+from cluster.evaluation.late import LateEffects, LateEvaluations
 from cluster.healer import Healer
-from cluster.late_evaluations import LateEffects, LateEvaluations
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status
 from cluster.record.writer import RecordWriter

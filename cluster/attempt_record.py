@@ -12,7 +12,7 @@ import torch
 from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
-from cluster.evaluation import dataset_labels
+from cluster.evaluation.in_loop import dataset_labels
 from cluster.healing import HEALING
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict

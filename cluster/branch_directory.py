@@ -20,20 +20,20 @@ from cluster import branch_objects
 from cluster.branch import BRANCHED_FROM, PARENT, Branch, refuse_taken_name, vanished
 from cluster.checkpoint import CheckpointInfo, Manifest, verify
 from cluster.checkpoint.manifest import MANIFEST_NAME, attempt_name, step_directory
-from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointError, StorageError
 from cluster.healing import HEALING, Decisions
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory, config_as_dict, prepare_storage
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import (
     StoragePath,
-    copy_file,
     each_of,
     make_directory,
     storage_path,
     sync_directory,
     write_atomically,
 )
+from cluster.storage.retry import retried
+from cluster.storage.transfer import copy_file
 from data_pipeline.publish import sync_file
 
 logger = logging.getLogger(__name__)

@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cluster.branch import CLAIM_NAME, LEASE_NAME, refuse_taken_name
-from cluster.checkpoint.retry import retried
 from cluster.errors import StorageError
 from cluster.lease import forget, hold
 from cluster.run_directory import RUN_NAME
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import list_sizes, remove_files, write_atomically
+from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 

@@ -7,12 +7,14 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
+from cluster.config_rules import STRICT, require_at_least_one
 from cluster.errors import StorageError
+from cluster.evaluation.config import EvaluationConfig
+from cluster.faults.config import FaultsConfig, HealingConfig
 from cluster.storage.object_path import ObjectPath
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
-STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
 _STAGES_OF_OPTION = {
     "offload_optimizer": (1, 2, 3),
     "offload_parameters": (3,),
@@ -51,7 +53,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
-            _require_at_least_one(name, getattr(self, name))
+            require_at_least_one(name, getattr(self, name))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,10 +118,10 @@ class ResourcesConfig:
     """GPUs of one worker: 0 or 1. `auto` takes 1 where the cluster has any."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one("workers", self.min_workers)
+        require_at_least_one("workers", self.min_workers)
         if self.max_workers < self.min_workers:
             raise ValueError(f"workers are {list(self._bounds)}: name the least number first, [least, most].")
-        _require_at_least_one("cpus_per_worker", self.cpus_per_worker)
+        require_at_least_one("cpus_per_worker", self.cpus_per_worker)
         if self.gpus_per_worker not in ("auto", 0, 1):
             raise ValueError(f"gpus_per_worker is {self.gpus_per_worker}: a worker drives 0 or 1 GPU, or `auto`.")
 
@@ -136,82 +138,6 @@ class ResourcesConfig:
     @property
     def _bounds(self) -> tuple[int, int]:
         return (self.workers, self.workers) if isinstance(self.workers, int) else self.workers
-
-
-@dataclass(frozen=True, kw_only=True)
-class FaultsConfig:
-    """How often workers that failed are replaced, by cause. Each count begins anew with each new checkpoint."""
-
-    __pydantic_config__ = STRICT
-
-    max_preemptions: int = -1
-    """Times that the platform takes nodes back with notice; -1: without limit."""
-    max_lost_nodes: int = 10
-    """Times that nodes vanish without notice; -1: without limit."""
-    max_lost_workers: int = 3
-    """Times that a worker's process is killed, or ended because it hung, while its node lives; -1: without limit."""
-    max_out_of_memory: int = 1
-    """Times that a worker that ran out of memory is tried again on the same terms; -1: without limit."""
-    max_errors: int = 3
-    """Times that a worker's program raises an error; -1: without limit. The same error at the same step a second time
-    stops the run whatever the number."""
-    on_oom: Literal["stop", "halve_micro_batch"] = "stop"
-    """What out of memory leads to. `stop`: `max_out_of_memory` trials, then the run ends and names a micro-batch to
-    try. `halve_micro_batch`: half of `train.micro_batch_size` each time, down to 1; the global batch stays. What was
-    taken is taken again on the same devices, stage, workers and `train.micro_batch_size` only. Out of memory before the
-    first step counts against `max_out_of_memory` alone."""
-    hang_timeout_seconds: float | None = 600.0
-    """Time in which no rank moves, after which the one that the others wait for is ended and its node avoided; null:
-    never. Ten minutes is what NCCL gives a collective; a compilation, or a call that reads no files, may take less."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_preemptions", "max_lost_nodes", "max_lost_workers", "max_out_of_memory", "max_errors"):
-            if getattr(self, name) < -1:
-                raise ValueError(f"{name} is {getattr(self, name)}: it is a count, or -1 for no limit.")
-        if self.hang_timeout_seconds is not None and self.hang_timeout_seconds < 20:
-            raise ValueError(
-                f"hang_timeout_seconds is {self.hang_timeout_seconds:g}, and a rank counts as silent after 10 s "
-                "without a heartbeat: 20 or more tells hanging from being slow. Null turns the watch off."
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class HealingConfig:
-    """What is done when numbers go wrong. Every act is an event, and a resumed run repeats it exactly."""
-
-    __pydantic_config__ = STRICT
-
-    non_finite: Literal["warn", "skip", "rollback"] = "rollback"
-    """On a loss or gradients that are not finite, whose update is never applied. `skip` goes on with the next batch;
-    `rollback` goes back to the last good checkpoint and leaves the batch out of the order; `warn` only says so."""
-    loss_spike: Literal["off", "warn", "skip", "rollback"] = "warn"
-    """On a loss far above those before it. `skip` leaves out the update, `rollback` does as above."""
-    spike_score: float = 8.0
-    """Robust z-score that makes a loss a spike: its distance from the median over 1.4826 median absolute deviations."""
-    spike_window_steps: int = 128
-    """Steps before it that a loss is compared with; nothing is called a spike until half of them are there."""
-    rollback_batches: int = 1
-    """Batches that a rollback leaves out, the one that gave the alarm being the last of them."""
-    max_rollbacks: int = 3
-    """Rollbacks for alarms within one checkpoint interval of each other; one more ends the run."""
-    skip_sequences: tuple[tuple[int, int], ...] = ()
-    """Ranges [first, past the last] of logical sequence indices to leave out from the start, for example those that
-    another run's `samples_skipped` events name."""
-
-    def __post_init__(self) -> None:
-        _require_at_least_one("rollback_batches", self.rollback_batches)
-        if self.spike_window_steps < 4:
-            raise ValueError(f"spike_window_steps is {self.spike_window_steps}: a median of fewer than 4 says nothing.")
-        if not self.spike_score > 0:
-            raise ValueError(f"spike_score is {self.spike_score}, and must be above 0; 6 to 10 are usual.")
-        if self.max_rollbacks < 0:
-            raise ValueError(f"max_rollbacks is {self.max_rollbacks}: it is a count, 0 for none.")
-        for start, stop in self.skip_sequences:
-            if not 0 <= start < stop:
-                raise ValueError(
-                    f"skip_sequences hold [{start}, {stop}]: a range begins at 0 or later and holds an index. "
-                    "Write [first, past the last]."
-                )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,10 +159,10 @@ class CheckpointConfig:
     restart on the same nodes then reads no tensors from the storage. Null: none."""
 
     def __post_init__(self) -> None:
-        _require_at_least_one("every_steps", self.every_steps)
-        _require_at_least_one("keep_last", self.keep_last)
+        require_at_least_one("every_steps", self.every_steps)
+        require_at_least_one("keep_last", self.keep_last)
         if self.keep_every_steps is not None:
-            _require_at_least_one("keep_every_steps", self.keep_every_steps)
+            require_at_least_one("keep_every_steps", self.keep_every_steps)
             if self.keep_every_steps % self.every_steps:
                 raise ValueError(
                     f"keep_every_steps is {self.keep_every_steps} and every_steps {self.every_steps}: few or no "
@@ -249,71 +175,6 @@ class CheckpointConfig:
                 f"local_copy is {self.local_copy!r}: workers have other current directories. Write an absolute path, "
                 "such as /local/longhaul, or null for none."
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluationConfig:
-    """Perplexity on the held-out documents, and text samples, in the course of training."""
-
-    __pydantic_config__ = STRICT
-
-    every_steps: int | None = 100
-    """Steps between evaluations; one more is made at the end. Null: never."""
-    max_sequences: int | None = None
-    """Sequences per dataset, from the start of the validation split; null means all."""
-    prompts: tuple[str, ...] = ("",)
-    """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document."""
-    sample_tokens: int = 64
-    """Tokens that it writes for each prompt at most, one forward pass on every worker each; 0: no samples."""
-    beside_training: bool = False
-    """Evaluate in tasks of their own, from the checkpoint of the step, while the workers train on: the lines come
-    later, with the step they belong to. A task holds the whole model and takes room that the workers leave free."""
-    cpus_per_task: float = 1.0
-    """CPU cores that an evaluation beside the training waits for; its threads are as many, at least 1. 0: it waits for
-    none and shares those of others."""
-    gpus_per_task: Literal["auto"] | int = "auto"
-    """GPUs of an evaluation beside the training: 0 or 1. `auto` takes 1 where the workers train on GPUs."""
-    max_waiting: int = 4
-    """Checkpoints that are kept for their evaluation beside the training where `checkpoint.keep_last` would not keep
-    them. Where more wait, evaluations are left out, and an event says which."""
-    task_timeout_seconds: float = 1800.0
-    """Longest that an evaluation beside the training may compute before it is ended and tried again, and longest wait
-    at the end of the training for one of those that are missing."""
-
-    def __post_init__(self) -> None:
-        for name in ("every_steps", "max_sequences"):
-            if getattr(self, name) is not None:
-                _require_at_least_one(name, getattr(self, name))
-        self._check_tasks()
-        if self.sample_tokens < 0:
-            raise ValueError(f"sample_tokens is {self.sample_tokens}: it is a count, or 0 for no samples.")
-        if len(set(self.prompts)) < len(self.prompts):
-            raise ValueError(
-                f"prompts are {list(self.prompts)}: one of them twice would give one text. Name each once."
-            )
-        for prompt in self.prompts:
-            if any("\ud800" <= letter <= "\udfff" for letter in prompt):
-                raise ValueError(f"prompts hold {prompt!r}, which has half a UTF-16 pair and is no text. Remove it.")
-
-    @property
-    def threads_per_task(self) -> int:
-        """Threads of arithmetic of an evaluation beside the training."""
-        return max(1, int(self.cpus_per_task))
-
-    def _check_tasks(self) -> None:
-        """Refuse what an evaluation beside the training cannot be."""
-        if self.beside_training and self.every_steps is None:
-            raise ValueError(
-                "beside_training is on and every_steps is null: nothing would be evaluated. Name the steps between "
-                "evaluations, a multiple of checkpoint.every_steps, or leave beside_training out."
-            )
-        if not 0 <= self.cpus_per_task < math.inf:
-            raise ValueError(f"cpus_per_task is {self.cpus_per_task}: it is a number of CPU cores, 0 or more.")
-        if self.gpus_per_task not in ("auto", 0, 1):
-            raise ValueError(f"gpus_per_task is {self.gpus_per_task}: an evaluation takes 0 or 1 GPU, or `auto`.")
-        _require_at_least_one("max_waiting", self.max_waiting)
-        if not 0 < self.task_timeout_seconds < math.inf:
-            raise ValueError(f"task_timeout_seconds is {self.task_timeout_seconds}, and must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -404,8 +265,3 @@ class RunConfig:
                 "evaluation.beside_training measures checkpoints, and some steps would have none. Make "
                 "evaluation.every_steps a multiple of checkpoint.every_steps, or turn evaluation.beside_training off."
             )
-
-
-def _require_at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}, and must be at least 1.")

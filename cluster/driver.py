@@ -13,10 +13,10 @@ from typing import Any, Literal, TypeVar
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
 from cluster.errors import ResourcesError, RunBusyError
+from cluster.evaluation.late import evaluations_are_missing
 from cluster.healing import Decisions
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
-from cluster.late_evaluations import evaluations_are_missing
 from cluster.lease import Lease, forget, hold
 from cluster.on_ray.preflight import check_cluster, examine_node
 from cluster.on_ray.ray_cluster import Cluster, connect

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from cluster.config import HealingConfig
 from cluster.errors import TrainingFailedError
+from cluster.faults.config import HealingConfig
 from data_pipeline.skip_ledger import SkipLedger
 
 HEALING = "healing"

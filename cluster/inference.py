@@ -18,14 +18,14 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
-from cluster.checkpoint.retry import retried
 from cluster.errors import RunNotFoundError, StorageError
 from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME
+from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, storage_path
-from cluster.storage_check import account_of
+from cluster.storage.retry import retried
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError

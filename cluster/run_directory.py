@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import StorageError
+from cluster.storage.check import prepare_storage
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import StoragePath, list_names, move_tree, remove_tree, replace, write_atomically
-from cluster.storage_check import prepare_storage
+from cluster.storage.operations import StoragePath, list_names, remove_tree, replace, write_atomically
+from cluster.storage.transfer import move_tree
 
 if TYPE_CHECKING:
     from data_pipeline.tokenizer import Tokenizer

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from cluster.batches import RankBatch, micro_batch_count
 from cluster.config import RunConfig
 from cluster.engines.protocol import Engine
-from cluster.evaluation_beside import Outcome
+from cluster.evaluation.beside import Outcome
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.topology import Layout, Topology
 from cluster.train_loop import Regroup

@@ -19,7 +19,6 @@ from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, Manifest
 from cluster.checkpoint.reach import explain, is_gone, unreadable
 from cluster.checkpoint.rejection import REJECTED_NAME, Rejection, read_rejection
 from cluster.checkpoint.retention import steps_to_delete
-from cluster.checkpoint.retry import retried
 from cluster.config import CheckpointConfig
 from cluster.errors import CheckpointDamagedError, CheckpointError, CheckpointUnreadableError, RunNotFoundError
 from cluster.storage.object_path import ObjectPath
@@ -32,7 +31,8 @@ from cluster.storage.operations import (
     size_bytes,
     write_atomically,
 )
-from cluster.storage.operations import hashes as file_hashes
+from cluster.storage.retry import retried
+from cluster.storage.transfer import hashes as file_hashes
 
 logger = logging.getLogger(__name__)
 

@@ -8,10 +8,10 @@ from functools import partial
 from cluster.checkpoint.catalog import by_step, is_published
 from cluster.checkpoint.manifest import MANIFEST_NAME, Manifest, attempt_name
 from cluster.checkpoint.rejection import REJECTED_NAME, read_rejection
-from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointError
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, remove_tree
+from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 

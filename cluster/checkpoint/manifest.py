@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from cluster.checkpoint.reach import explain
-from cluster.checkpoint.retry import retried
 from cluster.errors import CheckpointDamagedError, CheckpointError
 from cluster.storage.operations import StoragePath
+from cluster.storage.retry import retried
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
 

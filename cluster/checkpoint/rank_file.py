@@ -14,8 +14,9 @@ import torch
 import xxhash
 
 from cluster.errors import CheckpointDamagedError, CheckpointError
-from cluster.storage.operations import StoragePath, open_for_reading, writing
+from cluster.storage.operations import StoragePath
 from cluster.storage.source import ReadAhead
+from cluster.storage.transfer import open_for_reading, writing
 from data_pipeline.publish import BLOCK_BYTES, FileHashes
 
 _LENGTH_BYTES = 8

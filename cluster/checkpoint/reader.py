@@ -11,10 +11,10 @@ import torch
 from cluster.checkpoint.manifest import Manifest, Piece, tensor_key
 from cluster.checkpoint.rank_file import RankFile
 from cluster.checkpoint.reach import explain
-from cluster.checkpoint.retry import retried
 from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import CheckpointError
 from cluster.storage.operations import StoragePath
+from cluster.storage.retry import retried
 from cluster.storage.source import ReadAhead
 
 CHUNK_ELEMENTS = 4 * 1024 * 1024

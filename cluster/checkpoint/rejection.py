@@ -8,8 +8,8 @@ from typing import Literal
 
 from cluster.checkpoint.manifest import Manifest
 from cluster.checkpoint.reach import unreadable
-from cluster.checkpoint.retry import retried
 from cluster.storage.operations import StoragePath
+from cluster.storage.retry import retried
 
 REJECTED_NAME = "REJECTED.json"
 

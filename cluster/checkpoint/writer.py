@@ -26,7 +26,6 @@ from cluster.checkpoint.leftovers import may_be_published
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, attempt_name, step_directory
 from cluster.checkpoint.rejection import REJECTED_NAME
-from cluster.checkpoint.retry import Backoff, retried
 from cluster.config import CheckpointConfig
 from cluster.engines.protocol import FragmentState
 from cluster.errors import CheckpointError, ClusterError, StorageError
@@ -44,6 +43,7 @@ from cluster.storage.operations import (
     write_atomically,
     write_if_unchanged,
 )
+from cluster.storage.retry import Backoff, retried
 from data_pipeline.errors import DataError
 
 logger = logging.getLogger(__name__)

@@ -19,9 +19,9 @@ from types import FrameType
 from typing import Any
 
 from cluster.attempt import run_attempt
+from cluster.evaluation.late import rest
 from cluster.faults.hang import Heartbeat, beat_seconds
 from cluster.faults.stacks import STACKS_SIGNAL
-from cluster.late_evaluations import rest
 from cluster.process_clock import start_ticks
 from cluster.record.wandb_mirror import WandbMirror
 from cluster.train_loop import train

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from cluster.config import FaultsConfig
+from cluster.faults.config import FaultsConfig
 from cluster.faults.failure import FailureKind, WorkerFailure
 
 Sentence = Literal["retry", "refit", "end"]

@@ -10,9 +10,9 @@ import faulthandler
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from cluster.config import EvaluationConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.errors import ResourcesError
-from cluster.evaluation_beside import (
+from cluster.evaluation.beside import (
     EVALUATION_FAILED,
     DueCheckpoint,
     EvaluationQueue,
@@ -20,6 +20,7 @@ from cluster.evaluation_beside import (
     event_of,
     lost_event,
 )
+from cluster.evaluation.config import EvaluationConfig
 from cluster.on_ray.ray_cluster import Node, room_for_workers
 from cluster.on_ray.room import workers_given_up
 
@@ -163,7 +164,7 @@ def evaluate_in_task(config: RunConfig, due: DueCheckpoint, *, on_gpu: bool) -> 
     """What a task does: one checkpoint's evaluation, whose process ends where it takes too long."""
     faulthandler.dump_traceback_later(config.evaluation.task_timeout_seconds, exit=True)
     try:
-        from cluster.evaluation_task import evaluate_checkpoint
+        from cluster.evaluation.task import evaluate_checkpoint
         from cluster.on_ray.node import use_node_local_caches
         from cluster.topology import Topology
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cluster.evaluation_beside import Outcome
+from cluster.evaluation.beside import Outcome
 from cluster.faults.rules import Sentence
 
 if TYPE_CHECKING:  # the actor needs no torch

@@ -7,7 +7,7 @@ import os
 import socket
 import struct
 
-from cluster.scratch import private_directory
+from cluster.storage.scratch import private_directory
 
 _SIOCGIFADDR = 0x8915  # netdevice(7): the IPv4 address of an interface
 

@@ -16,9 +16,9 @@ from cluster.engines.zero_options import check_zero
 from cluster.errors import ResourcesError, StorageError
 from cluster.on_ray.evaluator import require_room_for_task
 from cluster.on_ray.ray_cluster import Cluster, Node, live_nodes, room_for_workers
+from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, remove_files, storage_path, write_atomically
-from cluster.storage_check import account_of
 from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DataError, DatasetError

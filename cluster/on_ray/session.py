@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
-from cluster.errors import TrainingFailedError
-from cluster.evaluation_beside import EVALUATIONS_WANTED
+from cluster.errors import RunBusyError, TrainingFailedError
+from cluster.evaluation.beside import EVALUATIONS_WANTED
 from cluster.faults.failure import WorkerFailure
 from cluster.faults.hang_watch import HangWatch, Tell
 from cluster.faults.inquest import Inquest
@@ -30,8 +30,8 @@ from cluster.on_ray.stop_wish import StopWish
 from cluster.record.logs import EventsLog
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.run_directory import PUBLISHED_STEP, RunDirectory
-from cluster.scratch import scratch_directory
 from cluster.storage.operations import StoragePath, storage_path
+from cluster.storage.scratch import scratch_directory
 
 if TYPE_CHECKING:
     from cluster.on_ray.worker import GroupTerms
@@ -161,11 +161,15 @@ class _Session:
         self._tell_news()
         thread = threading.Thread(target=self._fit, args=(terms,), name="ray-train", daemon=True)
         thread.start()
-        while thread.is_alive() and not self._gave_up():
-            self._attend(thread)
-            if self._stopped_before_training():
-                self._end_controller(thread)
-                return True
+        try:
+            while thread.is_alive() and not self._gave_up():
+                self._attend(thread)
+                if self._stopped_before_training():
+                    self._end_controller(thread)
+                    return True
+        except RunBusyError:
+            self._leave(thread)
+            raise
         self._handle_messages()
         self._evaluator.give_way()
         ended = self._judge_end()
@@ -227,6 +231,16 @@ class _Session:
             thread.join(_POLL_SECONDS)
             self._handle_messages()
         self._error = None  # it is how the controller was ended
+
+    def _leave(self, thread: threading.Thread) -> None:
+        """End the workers of a run that is another's by now; a thread inside Ray may not survive its shutdown."""
+        import ray
+        from ray.exceptions import RayError
+
+        with contextlib.suppress(RayError):
+            if self._controller is not None:
+                ray.kill(self._controller)
+        thread.join(_FAREWELL_SECONDS)
 
     def _judge_end(self) -> bool:
         """Whether the run ends with the controller that just ended."""

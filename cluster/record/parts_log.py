@@ -78,7 +78,7 @@ class PartsLog:
         self._put()
 
     def _put_retried(self) -> None:
-        from cluster.checkpoint.retry import retried  # imports torch, which views of the record do without
+        from cluster.storage.retry import retried  # imports torch, which views of the record do without
 
         retried(self._put, f"writing {self._directory}")
 

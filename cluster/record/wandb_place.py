@@ -8,9 +8,10 @@ import os
 import shutil
 from pathlib import Path
 
-from cluster.scratch import scratch_directory
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import StoragePath, copy_file
+from cluster.storage.operations import StoragePath
+from cluster.storage.scratch import scratch_directory
+from cluster.storage.transfer import copy_file
 
 logger = logging.getLogger(__name__)
 

@@ -49,8 +49,8 @@ def pretrain(
     The exit code is that of the training: 130 where it was stopped, 75 where another command writes the run.
     """
     from cluster.jobs.job import run_metadata
+    from cluster.storage.check import reachable_or_unknown
     from cluster.storage.operations import storage_path
-    from cluster.storage_check import reachable_or_unknown
     from launcher.config_file import load_run_config, resolved_yaml
     from launcher.console import messages
     from launcher.environment import require_absolute_paths

@@ -11,8 +11,8 @@ from tiny import SilentLink, begin, no_tracking
 from cluster.attempt import AttemptResult, Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines.builders import torch_engine
-from cluster.evaluation_beside import EVALUATIONS_WANTED, DueCheckpoint, EvaluationQueue, Outcome
-from cluster.evaluation_task import evaluate_checkpoint
+from cluster.evaluation.beside import EVALUATIONS_WANTED, DueCheckpoint, EvaluationQueue, Outcome
+from cluster.evaluation.task import evaluate_checkpoint
 from cluster.topology import Topology
 
 

@@ -11,7 +11,7 @@ from tiny import SilentLink, tiny_run
 
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
-from cluster.late_evaluations import evaluations_are_missing
+from cluster.evaluation.late import evaluations_are_missing
 from data_pipeline.dataset import Dataset
 
 EVALUATION_TOLERANCE = 1e-5  # relative: the sums are those of one process, in another order

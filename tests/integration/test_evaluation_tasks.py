@@ -17,7 +17,7 @@ from tiny import tiny_run
 
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
-from cluster.evaluation_task import identity_of
+from cluster.evaluation.task import identity_of
 from cluster.on_ray.evaluator import Evaluator
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]

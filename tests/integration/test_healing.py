@@ -16,10 +16,11 @@ from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import EngineRequest, Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
-from cluster.config import HealingConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine, torch_engine
 from cluster.engines.protocol import Engine, MicroBatch
 from cluster.errors import TrainingFailedError
+from cluster.faults.config import HealingConfig
 from cluster.healer import Healer
 from cluster.record.logs import read_lines
 from cluster.run_directory import RunDirectory

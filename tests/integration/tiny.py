@@ -8,18 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from cluster.config import (
-    CheckpointConfig,
-    EvaluationConfig,
-    ResourcesConfig,
-    RunConfig,
-    TrainConfig,
-    WandbConfig,
-    ZeroConfig,
-)
+from cluster.config import CheckpointConfig, ResourcesConfig, RunConfig, TrainConfig, WandbConfig, ZeroConfig
+from cluster.evaluation.config import EvaluationConfig
 from cluster.record.wandb_mirror import TrackingSettings
 from cluster.run_directory import TOKENIZER_NAME, RunDirectory
-from cluster.storage.operations import StoragePath, copy_file, make_directory, storage_path
+from cluster.storage.operations import StoragePath, make_directory, storage_path
+from cluster.storage.transfer import copy_file
 from cluster.train_loop import Regroup
 from data_pipeline.build import build_dataset
 from data_pipeline.config import (

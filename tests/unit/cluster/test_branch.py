@@ -15,8 +15,9 @@ from cluster.branch import plan_branch
 from cluster.branch_directory import create_branch
 from cluster.checkpoint import find_checkpoint
 from cluster.checkpoint.manifest import step_directory
-from cluster.config import HealingConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.errors import RunNotFoundError, RunRefusedError
+from cluster.faults.config import HealingConfig
 from cluster.healing import HEALING
 from data_pipeline.skip_ledger import SkipLedger
 from llm.config import OptimizerConfig

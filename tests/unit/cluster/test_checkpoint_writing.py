@@ -21,11 +21,11 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint import part as part_module
-from cluster.checkpoint.retry import TRANSIENT, Backoff, retried
 from cluster.config import CheckpointConfig
 from cluster.engines.flat_state import Placement, snapshot
 from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import StorageError
+from cluster.storage.retry import TRANSIENT, Backoff, retried
 
 
 def failing(numbers: list[int]) -> Callable[[], str]:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 from tiny import tiny_run
 
-from cluster.config import HealingConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.driver import _open_plan
+from cluster.faults.config import HealingConfig
 from cluster.healing import HEALING, Decisions
 from data_pipeline.config import MixtureEntry
 from data_pipeline.errors import OrderError

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import HealingConfig
 from cluster.errors import TrainingFailedError
+from cluster.faults.config import HealingConfig
 from cluster.healing import (
     WITHHELD_IN_A_ROW,
     Anomaly,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import FaultsConfig, ResourcesConfig, RunConfig, TrainConfig
+from cluster.config import ResourcesConfig, RunConfig, TrainConfig
+from cluster.faults.config import FaultsConfig
 from data_pipeline.config import DataConfig
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from cluster.collectives import Collectives
-from cluster.config import EvaluationConfig, RunConfig
+from cluster.config import RunConfig
 from cluster.engines.initial_state import InitialState
 from cluster.engines.protocol import MicroBatch
 from cluster.engines.torch_engine import TorchEngine
+from cluster.evaluation.config import EvaluationConfig
 from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig

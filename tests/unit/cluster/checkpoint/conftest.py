@@ -8,9 +8,10 @@ from functools import partial
 import pytest
 from faulty_s3 import FaultyS3, serve
 
-from cluster.checkpoint import retry, writer
-from cluster.checkpoint.retry import Backoff
+from cluster.checkpoint import writer
+from cluster.storage import retry
 from cluster.storage.object_path import ObjectPath
+from cluster.storage.retry import Backoff
 
 
 @pytest.fixture(scope="session")

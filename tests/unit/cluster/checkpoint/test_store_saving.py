@@ -22,12 +22,12 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint.manifest import Manifest, step_directory
-from cluster.checkpoint.retry import Backoff
 from cluster.config import CheckpointConfig
 from cluster.engines.protocol import MASTER, Fragment
 from cluster.errors import StorageError
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import list_sizes, write_atomically
+from cluster.storage.retry import Backoff
 
 STEP_1 = "runs/tiny/checkpoints/step-00000001"
 MANIFEST = f"PUT {STEP_1}/MANIFEST.json"

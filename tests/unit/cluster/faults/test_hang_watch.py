@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cluster.config import FaultsConfig
+from cluster.faults.config import FaultsConfig
 from cluster.faults.failure import WorkerFailure
 from cluster.faults.hang import Heartbeat
 from cluster.faults.hang_watch import HangWatch, Tell

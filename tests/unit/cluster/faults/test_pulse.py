@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import cluster
-from cluster import late_evaluations
+from cluster.evaluation import late as late_evaluations
 from cluster.faults.pulse import Pulse
 
 

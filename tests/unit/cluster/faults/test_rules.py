@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.config import FaultsConfig
+from cluster.faults.config import FaultsConfig
 from cluster.faults.failure import FailureKind, WorkerFailure
 from cluster.faults.rules import (
     Ending,

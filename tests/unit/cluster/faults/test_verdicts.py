@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import FaultsConfig, ResourcesConfig, RunConfig, TrainConfig, ZeroConfig
+from cluster.config import ResourcesConfig, RunConfig, TrainConfig, ZeroConfig
+from cluster.faults.config import FaultsConfig
 from cluster.faults.failure import FailureKind, WorkerFailure
 from cluster.faults.inquest import Case, Seat
 from cluster.faults.verdicts import MICRO_BATCHES, Verdicts

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from cluster.config import CheckpointConfig, EvaluationConfig, ResourcesConfig, RunConfig
+from cluster.config import CheckpointConfig, ResourcesConfig, RunConfig
 from cluster.errors import ResourcesError
+from cluster.evaluation.config import EvaluationConfig
 from cluster.on_ray.evaluator import require_room_for_task, task_needs
 from cluster.on_ray.ray_cluster import Node
 from data_pipeline.config import DataConfig

@@ -7,10 +7,8 @@ import os
 import pytest
 from faulty_s3 import Fault, FaultyS3
 
-from cluster.checkpoint.retry import TRANSIENT
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import (
-    copy_file,
     create_exclusively,
     list_sizes,
     remove_files,
@@ -19,8 +17,9 @@ from cluster.storage.operations import (
     version,
     write_atomically,
     write_if_unchanged,
-    writing,
 )
+from cluster.storage.retry import TRANSIENT
+from cluster.storage.transfer import copy_file, writing
 
 
 def lost(request: str, times: int | None = 1) -> Fault:

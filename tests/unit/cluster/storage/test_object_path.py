@@ -8,10 +8,11 @@ import pickle
 import pytest
 from faulty_s3 import Fault, FaultyS3
 
-from cluster.checkpoint.retry import TRANSIENT
 from cluster.errors import StorageError
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import list_names, list_sizes, write_atomically, writing
+from cluster.storage.operations import list_names, list_sizes, write_atomically
+from cluster.storage.retry import TRANSIENT
+from cluster.storage.transfer import writing
 
 NOBODY = "http://127.0.0.1:9"
 

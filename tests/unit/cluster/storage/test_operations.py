@@ -9,19 +9,16 @@ import pytest
 from faulty_s3 import FaultyS3
 
 from cluster.errors import StorageError
-from cluster.storage import operations
+from cluster.storage import transfer
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import (
     StoragePath,
-    copy_file,
     create_exclusively,
     each_of,
     free_bytes,
-    hashes,
     list_names,
     list_sizes,
     make_directory,
-    move_tree,
     remove_files,
     remove_tree,
     replace,
@@ -31,8 +28,8 @@ from cluster.storage.operations import (
     version,
     write_atomically,
     write_if_unchanged,
-    writing,
 )
+from cluster.storage.transfer import copy_file, hashes, move_tree, writing
 from data_pipeline.publish import file_hashes
 
 PART_BYTES = 16 << 20
@@ -249,7 +246,7 @@ def test_bytes_do_not_pass_through_this_process_when_a_store_copies(store: Objec
 def test_bytes_pass_through_when_the_object_is_too_long_for_one_request(
     store: ObjectPath, server: FaultyS3, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(operations, "_COPIED_WHOLE_BYTES", 2)
+    monkeypatch.setattr(transfer, "_COPIED_WHOLE_BYTES", 2)
     write_atomically(store / "a", b"xyz")
     server.asked()
     copy_file(store / "a", store / "b")

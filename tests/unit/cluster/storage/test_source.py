@@ -10,8 +10,9 @@ import pytest
 from faulty_s3 import FaultyS3
 
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import StoragePath, open_for_reading, write_atomically
+from cluster.storage.operations import StoragePath, write_atomically
 from cluster.storage.source import WINDOW_BYTES, ObjectSource, ReadAhead
+from cluster.storage.transfer import open_for_reading
 
 DATA = os.urandom(20 << 20)
 

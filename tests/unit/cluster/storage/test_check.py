@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster import storage_check
 from cluster.errors import StorageError
+from cluster.storage import check as storage_check
+from cluster.storage.check import account_of, prepare_storage, reachable_or_unknown
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import storage_path, write_atomically
-from cluster.storage_check import account_of, prepare_storage, reachable_or_unknown
 
 
 def test_nothing_is_left_of_the_proof_when_the_store_has_it_all(bucket: str) -> None:
@@ -21,9 +21,7 @@ def test_nothing_is_left_of_the_proof_when_the_store_has_it_all(bucket: str) -> 
 
 def test_store_is_refused_when_it_creates_what_exists(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(storage_check, "create_exclusively", lambda path, data: not write_atomically(path, data))
-    with pytest.raises(
-        StorageError, match=r"creates an object that exists already.*two drivers could write"
-    ):
+    with pytest.raises(StorageError, match=r"creates an object that exists already.*two drivers could write"):
         prepare_storage(ObjectPath(f"{bucket}/runs"))
 
 

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from cluster import late_evaluations
-from cluster.config import CheckpointConfig, EvaluationConfig, RunConfig
-from cluster.evaluation_beside import DueCheckpoint, Outcome, Outstanding, Recorded, Sample
-from cluster.late_evaluations import LateEffects, LateEvaluations
+from cluster.config import CheckpointConfig, RunConfig
+from cluster.evaluation import late as late_evaluations
+from cluster.evaluation.beside import DueCheckpoint, Outcome, Outstanding, Recorded, Sample
+from cluster.evaluation.config import EvaluationConfig
+from cluster.evaluation.late import LateEffects, LateEvaluations
 from data_pipeline.config import DataConfig
 
 

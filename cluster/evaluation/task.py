@@ -11,8 +11,8 @@ from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engines.protocol import MicroBatch
 from cluster.errors import CheckpointError, RunNotFoundError
-from cluster.evaluation import evaluate_datasets, evaluated_names
-from cluster.evaluation_beside import DueCheckpoint, Outcome, Sample
+from cluster.evaluation.beside import DueCheckpoint, Outcome, Sample
+from cluster.evaluation.in_loop import evaluate_datasets, evaluated_names
 from cluster.inference import read_model
 from cluster.resolution import resolve_model
 from cluster.run_directory import TOKENIZER_NAME

@@ -17,8 +17,7 @@ from cluster.branch import BRANCHED_FROM
 from cluster.checkpoint import find_checkpoint, list_checkpoints
 from cluster.config import RunConfig
 from cluster.errors import CheckpointError, RunNotFoundError
-from cluster.evaluation import evaluated_names
-from cluster.evaluation_beside import (
+from cluster.evaluation.beside import (
     EVALUATION_MISSING,
     EVALUATIONS_WAITING,
     EVALUATIONS_WANTED,
@@ -32,7 +31,8 @@ from cluster.evaluation_beside import (
     lost_event,
     outstanding,
 )
-from cluster.evaluation_task import identity_of
+from cluster.evaluation.in_loop import evaluated_names
+from cluster.evaluation.task import identity_of
 from cluster.record.logs import EVENTS_NAME, METRICS_NAME, SAMPLES_NAME, read_lines
 from cluster.run_directory import RunDirectory
 from cluster.storage.operations import storage_path

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import CheckpointConfig, EvaluationConfig, RunConfig, TrainConfig
-from cluster.evaluation_beside import (
+from cluster.config import CheckpointConfig, RunConfig, TrainConfig
+from cluster.evaluation.beside import (
     DueCheckpoint,
     EvaluationQueue,
     Outcome,
@@ -15,6 +15,7 @@ from cluster.evaluation_beside import (
     kept_for_evaluation,
     outstanding,
 )
+from cluster.evaluation.config import EvaluationConfig
 from data_pipeline.config import DataConfig
 
 
