@@ -25,6 +25,7 @@ from cluster.errors import RunBusyError
 from cluster.process_clock import start_ticks
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, create_exclusively, list_names, make_directory, write_atomically
+from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 
@@ -266,8 +267,6 @@ def _create(run_directory: StoragePath, record: LeaseRecord) -> bool:
     make_directory(path.parent)
     if not isinstance(path, ObjectPath):
         return create_exclusively(path, data)
-    from cluster.storage.retry import retried  # imports torch, which those who only read leases do without
-
     # A store that takes the file and loses its answer is asked again, and the holder's name tells our own from others'.
     return retried(lambda: create_exclusively(path, data), f"taking {path}")
 

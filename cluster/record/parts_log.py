@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from cluster.errors import RunBusyError
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import each_of, list_names, remove_files, write_atomically
+from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 
@@ -78,8 +79,6 @@ class PartsLog:
         self._put()
 
     def _put_retried(self) -> None:
-        from cluster.storage.retry import retried  # imports torch, which views of the record do without
-
         retried(self._put, f"writing {self._directory}")
 
     def _put(self) -> None:
