@@ -11,6 +11,7 @@ README = ROOT / "README.md"
 # Command as it stands in the README -> the test that executes it, or a file in which it stands as it is.
 _WALK = "tests/integration/test_readme_commands.py::test_own_text_becomes_a_model"
 _STOPPED = "tests/integration/test_jobs.py::test_run_is_continued_when_its_driver_is_killed_and_not_when_it_is_stopped"
+_STORE = "tests/integration/test_ray_object_store.py::test_record_is_equal_when_a_worker_is_killed_and_then_the_command"
 CLAIMED: dict[str, str] = {
     "python -m pip install -e . && python -m launcher quickstart": ".ci/run",
     "python -m pip install -e '.[test]' && python -m pytest": ".ci/run",
@@ -38,6 +39,8 @@ CLAIMED: dict[str, str] = {
         "tests/integration/test_jobs.py::test_job_is_unharmed_when_the_terminal_that_follows_it_is_closed"
     ),
     "longhaul jobs stop mytext": _STOPPED,
+    "longhaul pretrain myrun.yaml storage=s3://my-bucket/runs": _STORE,
+    "longhaul report s3://my-bucket/runs/mytext --out mytext.html": _STORE,
     "python -m tests.bench.step_overhead": "tests/integration/test_readme_commands.py::test_benchmark_prints_a_ratio",
 }
 
