@@ -21,7 +21,7 @@ from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError, StorageError
 from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
-from cluster.run_directory import RUN_NAME, TOKENIZER_NAME
+from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
 from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, storage_path
@@ -69,7 +69,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     info, run_directory = _resolve(place if isinstance(place, ObjectPath) else place.expanduser().resolve())
     assert info.manifest is not None
     run = info.manifest.run
-    tokenizer = _tokenizer(run_directory / TOKENIZER_NAME)
+    tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
     model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size))
     data = run["config"]["data"]
     return LoadedModel(
@@ -169,15 +169,6 @@ def _figures(loss_sum: float, weight_sum: float, total_tokens: int) -> dict[str,
 
 def _device(loaded: LoadedModel) -> str:
     return str(next(loaded.model.parameters()).device)
-
-
-def _tokenizer(path: StoragePath) -> Tokenizer:
-    if not isinstance(path, ObjectPath):
-        return Tokenizer.load(path)
-    try:
-        return Tokenizer.from_bytes(retried(path.read_bytes, f"reading {path}"), str(path))
-    except OSError as error:
-        raise StorageError(f"the run's tokenizer {path} cannot be read: {account_of(path, error)}.") from error
 
 
 def _is_there(path: StoragePath) -> bool:

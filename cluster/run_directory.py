@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from cluster.config import RunConfig
 from cluster.errors import StorageError
-from cluster.storage.check import prepare_storage
+from cluster.storage.check import account_of, prepare_storage
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, list_names, remove_tree, replace, write_atomically
+from cluster.storage.retry import retried
 from cluster.storage.transfer import move_tree
 
 if TYPE_CHECKING:
@@ -107,9 +108,9 @@ def read_tokenizer(path: StoragePath) -> Tokenizer:
     if not isinstance(path, ObjectPath):
         return Tokenizer.load(path)
     try:
-        return Tokenizer.from_bytes(path.read_bytes(), str(path))
+        return Tokenizer.from_bytes(retried(path.read_bytes, f"reading {path}"), str(path))
     except OSError as error:
-        raise TokenizerError(f"The tokenizer {path} cannot be read ({error.strerror}).") from error
+        raise TokenizerError(f"the run's tokenizer {path} cannot be read: {account_of(path, error)}.") from error
 
 
 def set_aside(path: StoragePath) -> StoragePath:

@@ -1,15 +1,18 @@
-"""Fixtures of cluster's unit tests: a small dataset and a run to branch from."""
+"""Fixtures of cluster's unit tests: a small dataset, a run to branch from, a server of objects."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from branches import STEP, save
+from faulty_s3 import FaultyS3, serve
 from tiny import build_tiny_dataset, tiny_run
 
 from cluster.config import RunConfig
 from cluster.run_directory import RunDirectory
+from cluster.storage.object_path import ObjectPath
 
 
 @pytest.fixture(scope="session")
@@ -28,3 +31,18 @@ def parent(tmp_path: Path, dataset: Path) -> RunConfig:
     for step in (STEP, 2 * STEP):
         save(config, step)
     return config
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[FaultyS3]:
+    """A real S3 server that can be told to fail."""
+    with serve() as running:
+        yield running
+
+
+@pytest.fixture
+def store(server: FaultyS3, monkeypatch: pytest.MonkeyPatch) -> ObjectPath:
+    """A prefix in an empty bucket."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    return ObjectPath(server.new_bucket()) / "runs"
