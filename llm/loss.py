@@ -52,8 +52,8 @@ def linear_cross_entropy_sums(
     """`cross_entropy_sums` of `hidden @ weight.T`, without ever holding the logits of all positions.
 
     Rows are taken in chunks; each chunk's gradients are made beside its loss, while its logits are there (as in Liger
-    Kernel, arXiv:2410.10989, section 3.2), so that nothing is computed twice. Memory beyond the two gradients is
-    `chunk_bytes`, of which the forward pass holds two at a time.
+    Kernel, arXiv:2410.10989, section 3.2), so that nothing is computed twice. Memory: the forward pass holds the two
+    gradients, that of the weight in fp32, and about two chunks; the backward pass a second copy of the gradients.
 
     Args:
         hidden_BTD: Any floating dtype, in which the products are computed.
@@ -65,6 +65,8 @@ def linear_cross_entropy_sums(
     weights_N = loss_weights_BT.flatten().float()
     targets_N = targets_BT.flatten().masked_fill(weights_N == 0, 0)
     rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
+    if not torch.is_grad_enabled():  # the function itself cannot tell: parameters ask for gradients there too
+        hidden_BTD, weight_VD = hidden_BTD.detach(), weight_VD.detach()
     hidden_ND = hidden_BTD.flatten(0, 1)
     loss_sum = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, rows)  # type: ignore[no-untyped-call]
     return LossSums(loss_sum=loss_sum, weight_sum=weights_N.sum())
@@ -110,7 +112,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
         (grad_loss,) = grads
         grad_hidden_ND, grad_weight_VD = context.saved_tensors
         if grad_hidden_ND is not None:
-            grad_hidden_ND = grad_hidden_ND * grad_loss.to(grad_hidden_ND.dtype)
+            scale_11 = grad_loss.expand(1, 1)  # a scalar tensor would first be rounded to the gradient's dtype
+            grad_hidden_ND = (grad_hidden_ND * scale_11).to(grad_hidden_ND.dtype)
         if grad_weight_VD is not None:
             grad_weight_VD = (grad_weight_VD * grad_loss).to(context.weight_dtype)
         return grad_hidden_ND, grad_weight_VD, None, None, None
