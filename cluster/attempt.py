@@ -27,6 +27,7 @@ from cluster.record.writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
 from cluster.storage.operations import storage_path
+from cluster.storage.retry import retried
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
@@ -118,7 +119,7 @@ class _Attempt:
         self._engine, self._plan, self._collectives = shop.engine, shop.plan, shop.collectives
         record = RunDirectory(shop.directory)
 
-        if topology.is_main and not shop.around.still_ours():
+        if topology.is_main and not retried(shop.around.still_ours, f"reading the lease of {shop.directory}"):
             raise RunBusyError(
                 f"run {shop.directory} was taken over by another driver: this attempt changes nothing any more."
             )
@@ -154,7 +155,8 @@ class _Attempt:
             policy=config.checkpoint,
             hooks=WriterHooks(
                 agree=self._collectives.first_error,
-                before_publish=self._before_publish,
+                before_publish=lambda: None if self._record is None else self._record.sync(),
+                check_ours=self._check_ours,
                 on_saved=self._on_saved,
                 needed=lambda: () if self._late is None else self._late.kept_steps(),
             ),
@@ -333,18 +335,18 @@ class _Attempt:
         whole_loss, whole_weight = self._collectives.sum([loss_sum, batch.weight_sum])
         return whole_loss / max(whole_weight, 1.0)
 
-    def _before_publish(self) -> None:
-        """Rank 0, before a manifest is written: its metrics first, and nothing from an attempt that was superseded."""
-        newest = RunDirectory(self._shop.directory).facts()["attempt"]
+    def _check_ours(self) -> None:
+        """Rank 0, before and after a manifest is written: nothing comes from an attempt that was superseded."""
+        newest = RunDirectory(self._shop.directory).facts(patient=False)["attempt"]
         if newest != self._attempt or not self._shop.around.still_ours():
             raise CheckpointError(f"another driver or attempt {newest} has taken over from attempt {self._attempt}")
-        if self._record is not None:
-            self._record.sync()
 
     def _on_saved(self, event: dict[str, Any]) -> None:
         self._post_event(event)
         waiting = {} if self._late is None else self._late.saved(event["step"])
-        RunDirectory(self._shop.directory).update({PUBLISHED_STEP: event["step"], **waiting})
+        noted = {PUBLISHED_STEP: event["step"], **waiting}
+        if not RunDirectory(self._shop.directory).update_within(self._attempt, noted):
+            logger.warning("step %d is not noted in run.json: another attempt has begun", event["step"])
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()

@@ -71,9 +71,12 @@ def create_branch(branch: Branch, resolved_yaml: str, progress: Progress = lambd
     target = branch.directory
     prepare_storage(storage_path(branch.config.storage))
     if isinstance(target, ObjectPath):
-        with branch_objects.making(target), tempfile.TemporaryDirectory(prefix="longhaul-branch-") as small:
+        with (
+            branch_objects.making(target) as still_ours,
+            tempfile.TemporaryDirectory(prefix="longhaul-branch-") as small,
+        ):
             _fill(branch, resolved_yaml, target, Path(small), progress)
-            branch_objects.publish(Path(small), target)
+            branch_objects.publish(Path(small), target, still_ours)
     else:
         with _workplace(target) as working:
             _fill(branch, resolved_yaml, working, working, progress)

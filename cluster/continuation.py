@@ -19,6 +19,8 @@ from cluster.checkpoint import (
     reject_if_possible,
     rejected_for_loss,
 )
+from cluster.checkpoint.manifest import attempt_name
+from cluster.checkpoint.reach import is_gone
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engines.protocol import Engine, StateSource
@@ -99,10 +101,7 @@ def load_newest(
         RunRefusedError: What the curve depends on was changed.
     """
     directory = storage_path(config.storage) / config.name
-    record = RunDirectory(directory)
-    facts, candidates = collectives.from_main(
-        (record.facts() if record.exists() else {}, list_checkpoints(directory)) if topology.is_main else ({}, [])
-    )
+    facts, candidates = collectives.from_main(_facts_and_candidates(directory) if topology.is_main else ({}, []))
     local = LocalCopies(Path(config.checkpoint.local_copy), directory) if config.checkpoint.local_copy else None
     for info in reversed(candidates):
         files = VerifiedFiles(info, local)
@@ -137,6 +136,28 @@ def load_newest(
         )
     engine.load(initial)
     return Continuation(step=0, decisions=Decisions.of(facts, config.healing), changes=())
+
+
+def _facts_and_candidates(directory: StoragePath) -> tuple[dict[str, Any], list[CheckpointInfo]]:
+    """What run.json says, and the checkpoints that may be whole or have lost something."""
+    record = RunDirectory(directory)
+    facts = record.facts() if record.exists() else {}
+    found = list_checkpoints(directory)
+    leftovers = [info for info in found if _is_leftover(info, facts.get("attempt", 0))]
+    for info in leftovers:
+        logger.info("passing over %s: its files are gone, as its attempt was superseded before", info.directory)
+    return facts, [info for info in found if info not in leftovers]
+
+
+def _is_leftover(info: CheckpointInfo, attempt: int) -> bool:
+    """Whether only a manifest is there, of an attempt before this one: it came after its files had been removed.
+
+    An attempt that is superseded while its request is on its way takes the manifest back, unless it is killed first.
+    """
+    manifest = info.manifest
+    if manifest is None or info.problem is None or info.unreadable or manifest.attempt >= attempt:
+        return False
+    return is_gone(info.directory / attempt_name(manifest.attempt), info.directory)
 
 
 def _agreed_damage(files: VerifiedFiles, topology: Topology, collectives: Collectives) -> str | None:

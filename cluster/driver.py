@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -12,7 +13,7 @@ from typing import Any, Literal, TypeVar
 
 from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints, newest_verified
 from cluster.config import RunConfig
-from cluster.errors import ResourcesError, RunBusyError
+from cluster.errors import ClusterError, ResourcesError, RunBusyError
 from cluster.evaluation.late import evaluations_are_missing
 from cluster.healing import Decisions
 from cluster.jobs.guardian import Charge, start_guardian
@@ -27,6 +28,7 @@ from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure
 from cluster.resolution import resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
+    RUN_NAME,
     TOKENIZER_NAME,
     RunDirectory,
     config_as_dict,
@@ -36,10 +38,13 @@ from cluster.run_directory import (
     set_aside,
 )
 from cluster.storage.operations import StoragePath, make_directory, storage_path, write_atomically
+from cluster.storage.retry import retried
 from data_pipeline.config import MixtureEntry
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan, TrainingLedger
 from data_pipeline.skip_ledger import SkipLedger
+
+logger = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 _JOB = "job"
@@ -99,7 +104,7 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     directory = storage / config.name
     say = _teller(listener)
     if not isinstance(storage, Path):  # it must answer before it is asked for the run, and nothing is left there
-        prepare_storage(storage)
+        prepare_storage(storage, patient=launch.job is not None and launch.job.predecessor is not None)
     fresh = launch.fresh and not _was_begun_by(launch.job, directory)
     plan = _open_plan(config, {} if fresh else _facts(directory))
     if isinstance(storage, Path):
@@ -114,11 +119,11 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
             lease = _patiently(
                 launch.job, say, lambda: held.enter_context(hold(directory, job=_job_id(launch), say=say))
             )
-            end_setting_aside(directory)
+            end_setting_aside(directory, lease.confirm)
             finished = newest is not None and newest.step >= config.train.max_steps
             if newest is not None and finished and not evaluations_are_missing(config, plan.datasets):
                 events = EventsLog(directory, clock=time.time, token=lease.token)
-                if events.last() != "finished":
+                if _seen(lambda: events.last() == "finished", "the run's last event") is False:
                     events.write("finished", step=newest.step)
                 return _outcome(directory, plan, newest.step, "finished", trained_now=False)
             cluster = cluster or _join(launch, directory, held, say)
@@ -170,7 +175,9 @@ def _train(
     status: Literal["finished", "stopped"] = "finished" if result["finished"] else "stopped"
     listener({"type": "event", **events.write(status, step=result["step"])})
     outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
-    record.update({"token_ledger": [asdict(entry) for entry in outcome.ledger]})
+    ledger = {"token_ledger": [asdict(entry) for entry in outcome.ledger]}
+    if outcome.ledger:
+        _seen(lambda: record.update(ledger), "the account of tokens in run.json")
     write_post_mortem(directory, status=status, reason=None, failures=())
     return outcome
 
@@ -181,10 +188,10 @@ def _set_aside(
     """Move the old run out of the way; the lease that holds the place from then on."""
     if not isinstance(directory, Path):  # its lease stays where it is, and is renewed while the rest is copied
         say("setting the old run aside, object by object")
-        say(f"set the old run aside as {set_aside(directory)}")
+        say(f"set the old run aside as {set_aside(directory, lease.confirm)}")
         return lease
     lease.pause()
-    say(f"set the old run aside as {set_aside(directory)}")
+    say(f"set the old run aside as {set_aside(directory, lease.confirm)}")
     make_directory(directory)
     return held.enter_context(hold(directory, job=_job_id(launch), above=lease.token))
 
@@ -240,11 +247,11 @@ def _job_facts(launch: Launch) -> dict[str, str]:
 
 
 def _forget_unbegun(directory: StoragePath) -> None:
-    """Leave nothing of a run that was refused before it began."""
-    if directory.is_dir() and not RunDirectory(directory).exists():
-        forget(directory)
-        if isinstance(directory, Path):
-            with contextlib.suppress(OSError):
+    """Leave nothing of a run that was refused before it began; what cannot be removed stays, whatever else is wrong."""
+    with contextlib.suppress(OSError):
+        if directory.is_dir() and not (directory / RUN_NAME).exists():
+            forget(directory)
+            if isinstance(directory, Path):
                 directory.rmdir()
 
 
@@ -290,8 +297,8 @@ def _check_continuation(config: RunConfig, plan: DataPlan, directory: StoragePat
 
 def _keep_tokenizer(config: RunConfig, directory: StoragePath) -> None:
     """Copy the tokenizer into the run, so that it generates text wherever it is moved."""
-    source = Path(config.data.entries[0].path) / TOKENIZER_NAME
-    write_atomically(directory / TOKENIZER_NAME, source.read_bytes())
+    source, target = Path(config.data.entries[0].path) / TOKENIZER_NAME, directory / TOKENIZER_NAME
+    retried(lambda: write_atomically(target, source.read_bytes()), f"writing {target}")
 
 
 def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> TrackingSettings:
@@ -313,19 +320,37 @@ def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> Tracki
 
 
 def _outcome(directory: StoragePath, plan: DataPlan, step: int, status: str, *, trained_now: bool) -> RunOutcome:
-    validation = {
-        row["name"]: row["eval/perplexity"] for row in read_lines(directory / METRICS_NAME) if row["kind"] == "eval"
-    }
-    manifest = find_checkpoint(directory).manifest if list_checkpoints(directory) else None
-    skips = SkipLedger.from_json(manifest.run["skip_ledger"]) if manifest is not None else SkipLedger()
+    """How the run stands, as far as its storage tells: what it holds was durable before it ended."""
+
+    def read_validation() -> dict[str, float]:
+        rows = read_lines(directory / METRICS_NAME)
+        return {row["name"]: row["eval/perplexity"] for row in rows if row["kind"] == "eval"}
+
+    def account() -> tuple[TrainingLedger, ...]:
+        manifest = find_checkpoint(directory).manifest if list_checkpoints(directory) else None
+        skips = SkipLedger.from_json(manifest.run["skip_ledger"]) if manifest is not None else SkipLedger()
+        return plan.ledger(step, skips)
+
+    validation = _seen(read_validation, "the last validation") or {}
+    ledger = _seen(account, "the account of tokens") or ()
     return RunOutcome(
         run_directory=directory,
         step=step,
         status=status,
         validation=validation,
-        ledger=plan.ledger(step, skips),
+        ledger=ledger,
         trained_now=trained_now,
     )
+
+
+def _seen(look: Callable[[], _T], what: str) -> _T | None:
+    """Look at a run that has ended, or add to what is said of it; None where the storage fails: its end is no other."""
+    try:
+        return retried(look, what)
+    except (OSError, ClusterError) as error:
+        said = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        logger.warning("the run has ended well; only %s is missing here: %s", what, said)
+        return None
 
 
 __all__ = ["Launch", "RunOutcome", "run_training"]

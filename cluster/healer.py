@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from cluster.checkpoint import list_checkpoints, reject
@@ -15,6 +16,7 @@ from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, 
 from cluster.record.logs import EVENTS_NAME, read_lines
 from cluster.run_directory import RunDirectory
 from cluster.storage.operations import storage_path
+from cluster.storage.retry import retried
 from cluster.topology import Topology
 from cluster.train_loop import Verdict
 from data_pipeline.plan import DataPlan
@@ -67,9 +69,10 @@ class Healer:
         """Post the events of rollbacks that the record lacks: a kill may come between a decision and its event."""
         if not self._topology.is_main or not self.decisions.rollbacks:
             return
+        events = self._directory / EVENTS_NAME
         told = {
             (row.get("step"), row.get("to_step"))
-            for row in read_lines(self._directory / EVENTS_NAME)
+            for row in retried(partial(read_lines, events), f"reading {events}")
             if row.get("event") == ROLLED_BACK
         }
         for each in self.decisions.rollbacks:

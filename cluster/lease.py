@@ -18,10 +18,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cluster.errors import RunBusyError
+from cluster.errors import RunBusyError, StorageError
 from cluster.process_clock import start_ticks
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, create_exclusively, list_names, make_directory, write_atomically
@@ -105,11 +106,32 @@ class Lease:
             if not self._is_ours(newest):
                 self._lost.set()
         if self._lost.is_set():
-            raise RunBusyError(
-                f"run {self._run_directory} was taken over by {newest.description if newest else 'another command'} "
-                f"while this command did not answer for more than {EXPIRY_SECONDS:.0f} s. This command ends and "
-                "changes nothing more; the run goes on there."
-            )
+            raise self._taken_over(newest)
+
+    def confirm(self) -> None:
+        """Make sure that the run is still ours before something is removed: a lease that cannot be read is none.
+
+        Raises:
+            RunBusyError: Another driver took it.
+            StorageError: The storage cannot tell, however often it is asked.
+        """
+        try:
+            newest = _patient_record(self._run_directory)
+        except OSError as error:
+            raise StorageError(
+                f"the lease of {self._run_directory} cannot be read: {error.strerror or error}. Nothing more is "
+                "removed there, as another command may have taken it. Give the same command again when it answers."
+            ) from error
+        if self._lost.is_set() or not self._is_ours(newest):
+            self._lost.set()
+            raise self._taken_over(newest)
+
+    def _taken_over(self, newest: LeaseRecord | None) -> RunBusyError:
+        return RunBusyError(
+            f"run {self._run_directory} was taken over by {newest.description if newest else 'another command'} "
+            f"while this command did not answer for more than {EXPIRY_SECONDS:.0f} s. This command ends and "
+            "changes nothing more; the run goes on there."
+        )
 
     def pause(self) -> None:
         """Renew no longer, so that the directory can be moved; the lease lapses unless it is taken again soon."""
@@ -198,9 +220,14 @@ def newest_record(run_directory: StoragePath) -> LeaseRecord | None:
     return None
 
 
+def _patient_record(run_directory: StoragePath) -> LeaseRecord | None:
+    """The lease with the highest token, for those who can wait for a storage that does not answer for a moment."""
+    return retried(partial(newest_record, run_directory), f"reading the lease of {run_directory}")
+
+
 def live_holder(run_directory: StoragePath, expiry_seconds: float = EXPIRY_SECONDS) -> LeaseRecord | None:
     """The driver that holds a run and lives, None where the run is free; watches where it cannot know at once."""
-    record = newest_record(run_directory)
+    record = _patient_record(run_directory)
     if record is None or record.released:
         return None
     if record.place == _place():
@@ -208,7 +235,10 @@ def live_holder(run_directory: StoragePath, expiry_seconds: float = EXPIRY_SECON
     deadline = time.monotonic() + expiry_seconds
     while time.monotonic() < deadline:
         time.sleep(_WATCH_SECONDS)
-        now = newest_record(run_directory)
+        try:
+            now = newest_record(run_directory)
+        except OSError:  # what cannot be read could not be renewed either: the watch begins anew
+            now, deadline = _patient_record(run_directory), time.monotonic() + expiry_seconds
         if now is not None and now.released:
             return None
         if now not in (None, record):  # none: the directory is being set aside by its holder
@@ -232,7 +262,7 @@ def _take(
     run_directory: StoragePath, job: str | None, say: Callable[[str], None], expiry_seconds: float, above: int
 ) -> LeaseRecord:
     while True:
-        before = newest_record(run_directory)
+        before = _patient_record(run_directory)
         if before is not None and not before.released and before.place != _place():
             say(f"the run was held by {before.description}: watching for up to {expiry_seconds:.0f} s whether it lives")
         if (alive := live_holder(run_directory, expiry_seconds)) is not None:
@@ -252,12 +282,18 @@ def _take(
         )
         if not _create(run_directory, record):
             continue
-        tokens = _tokens(run_directory)
-        for token in tokens:
-            if token < record.token:
-                _file(run_directory, token).unlink(missing_ok=True)
-        if tokens[-1] == record.token:  # a driver that slept since it read the last token is behind by now
+        newest = retried(partial(_remove_older, run_directory, record.token), f"taking {run_directory}")
+        if newest == record.token:  # a driver that slept since it read the last token is behind by now
             return record
+
+
+def _remove_older(run_directory: StoragePath, token: int) -> int:
+    """Remove the files of lower tokens; the highest token that is there."""
+    tokens = _tokens(run_directory)
+    for each in tokens:
+        if each < token:
+            _file(run_directory, each).unlink(missing_ok=True)
+    return tokens[-1]
 
 
 def _create(run_directory: StoragePath, record: LeaseRecord) -> bool:

@@ -10,7 +10,7 @@ from cluster.checkpoint.manifest import MANIFEST_NAME, Manifest, attempt_name
 from cluster.checkpoint.rejection import REJECTED_NAME, read_rejection
 from cluster.errors import CheckpointError
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import StoragePath, remove_tree
+from cluster.storage.operations import StoragePath, list_names, remove_tree
 from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,17 @@ def clean_leftovers(run_directory: StoragePath, attempt: int) -> list[StoragePat
         torn.unlink(missing_ok=True)
         removed.append(torn)
     return removed
+
+
+def remove_superseded(directory: StoragePath, attempt: int) -> None:
+    """Remove what earlier attempts saved of a step that this one has published anew, a rejected checkpoint above all.
+
+    Raises:
+        OSError: The step's directory cannot be listed.
+    """
+    for name in list_names(directory):
+        if name.startswith(_ATTEMPT) and name < attempt_name(attempt):
+            remove_tree(directory / name)
 
 
 def _clean_store(place: ObjectPath, attempt: int) -> list[StoragePath]:

@@ -2,9 +2,10 @@
 
 Every rank writes its file and then its index; rank 0 waits for all indexes and for the loss of the next batch, and
 publishes the manifest last: into an object store, where a request may be on its way for long, only if nobody else has
-published that step since the lease was looked at. At most one checkpoint is in flight. What the storage refuses for a
-moment is tried again; a checkpoint that cannot be written is given up and the next one is tried; only two in a row, or
-the last of a run, are an error.
+published that step since the lease was looked at; and it is taken back where the run has another driver or attempt by
+then, which may have removed the files that it names. At most one checkpoint is in flight. What the storage refuses for
+a moment is tried again; a checkpoint that cannot be written is given up and the next one is tried; only two in a row,
+or the last of a run, are an error.
 """
 
 from __future__ import annotations
@@ -16,13 +17,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from cluster.checkpoint import catalog, part
-from cluster.checkpoint.leftovers import may_be_published
+from cluster.checkpoint.leftovers import may_be_published, remove_superseded
 from cluster.checkpoint.local_copy import LocalCopies
 from cluster.checkpoint.manifest import MANIFEST_NAME, FileRecord, attempt_name, step_directory
 from cluster.checkpoint.rejection import REJECTED_NAME
@@ -63,7 +65,10 @@ class WriterHooks:
     agree: Callable[[str | None], str | None] = lambda problem: problem
     """Gives every rank the first rank's problem, or None; collective."""
     before_publish: Callable[[], None] = lambda: None
-    """Called on rank 0 before the manifest is written; an error keeps it from being written."""
+    """Called on rank 0 before the manifest is written; an error keeps it from being written, and is final."""
+    check_ours: Callable[[], None] = lambda: None
+    """Called on rank 0 right before the manifest is written and after it; raises CheckpointError where another attempt
+    has taken over. An OSError that may pass has it called again."""
     on_saved: Callable[[dict[str, Any]], None] = lambda event: None
     """Called on rank 0 after it was."""
     needed: Callable[[], Collection[int]] = tuple
@@ -278,17 +283,24 @@ class CheckpointWriter:
         )
         content, target = manifest.to_bytes(), save.directory.parent / MANIFEST_NAME
 
-        def publish() -> None:
+        def publish() -> bool:
             sync_directory(save.directory)
             seen = version(target)
             try:
-                self._hooks.before_publish()  # before every try: in the meantime another attempt may have begun
+                self._hooks.before_publish()
             except OSError as error:  # not tried again: a second fsync after one that failed proves nothing
                 raise StorageError(f"the run's record is not durable: {_explain(error)}") from error
+            self._hooks.check_ours()  # before every try: in the meantime another attempt may have begun
             if not write_if_unchanged(target, content, seen):
                 raise StorageError("another attempt published a checkpoint of this step in the meantime")
+            return seen is not None or isinstance(target, Path)
 
-        self._retried(save, publish, target)
+        try:
+            may_replace = self._retried(save, publish, target)
+            self._check_still_ours(save, target)
+        except CheckpointError:
+            self._take_back(save, target, content)
+            raise
         self._whole_bytes = manifest.size_bytes
         try:
             self._hooks.on_saved({"event": "checkpoint_saved", "step": save.step, "bytes": manifest.size_bytes})
@@ -297,9 +309,31 @@ class CheckpointWriter:
         try:
             indexes = [part.index_path(save.directory, rank) for rank in range(self._world_size)]
             remove_files([target.parent / REJECTED_NAME, *indexes])  # what they say is of the manifest before, or in it
+            if may_replace:
+                remove_superseded(target.parent, self._attempt)
         except (OSError, CheckpointError) as error:
             logger.warning("what %s no longer needs could not be removed: %s", save.directory.parent, error)
         self.apply_retention()
+
+    def _check_still_ours(self, save: _Save, manifest_path: StoragePath) -> None:
+        """Look again after the publication: this process or its request may have stood still since the look before."""
+        try:
+            self._retried(save, self._hooks.check_ours, manifest_path)
+        except OSError as error:  # it is most likely ours, and whole
+            logger.warning("whether step %d was published in time is unknown: %s", save.step, _explain(error))
+
+    def _take_back(self, save: _Save, manifest_path: StoragePath, content: bytes) -> None:
+        """Remove the manifest of a superseded attempt, if it was written and is still that one."""
+
+        def remove() -> None:
+            with suppress(FileNotFoundError):
+                if manifest_path.read_bytes() == content:
+                    manifest_path.unlink(missing_ok=True)
+
+        try:
+            self._retried(save, remove, manifest_path)
+        except OSError as error:
+            logger.warning("%s of a superseded attempt could not be removed: %s", manifest_path, _explain(error))
 
     def apply_retention(self) -> None:
         """Remove old checkpoints, on rank 0; one that cannot be removed now goes another time."""

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.branch import BRANCHED_FROM
@@ -35,7 +36,8 @@ from cluster.evaluation.in_loop import evaluated_names
 from cluster.evaluation.task import identity_of
 from cluster.record.logs import EVENTS_NAME, METRICS_NAME, SAMPLES_NAME, read_lines
 from cluster.run_directory import RunDirectory
-from cluster.storage.operations import storage_path
+from cluster.storage.operations import StoragePath, storage_path
+from cluster.storage.retry import retried
 from data_pipeline.dataset import Dataset
 
 logger = logging.getLogger(__name__)
@@ -66,10 +68,11 @@ def read_outstanding(config: RunConfig, datasets: Sequence[Dataset], *, step: in
     Raises:
         CheckpointUnreadableError: The checkpoints cannot be listed.
         StorageError: The record is damaged.
+        OSError: It cannot be read, however often it is tried.
     """
     directory = storage_path(config.storage) / config.name
-    rows = [row for name in (METRICS_NAME, SAMPLES_NAME) for row in read_lines(directory / name)]
-    recorded = Recorded.of((row for row in rows if row["step"] <= step), read_lines(directory / EVENTS_NAME))
+    rows = [row for name in (METRICS_NAME, SAMPLES_NAME) for row in _lines_of(directory / name)]
+    recorded = Recorded.of((row for row in rows if row["step"] <= step), _lines_of(directory / EVENTS_NAME))
     noted = RunDirectory(directory).facts().get(EVALUATIONS_WAITING, ())
     published = [
         identity_of(info)
@@ -85,6 +88,10 @@ def read_outstanding(config: RunConfig, datasets: Sequence[Dataset], *, step: in
         names=evaluated_names(datasets, config.data),
     )
     return found, recorded
+
+
+def _lines_of(path: StoragePath) -> list[dict[str, Any]]:
+    return retried(partial(read_lines, path), f"reading {path}")
 
 
 class LateEvaluations:

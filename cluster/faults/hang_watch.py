@@ -143,7 +143,7 @@ class HangWatch:
     def _write_stacks(self, verdict: HangVerdict, stacks: Mapping[int, str]) -> StoragePath:
         directory = self._run_directory / STACKS_NAME
         make_directory(directory)
-        attempt = RunDirectory(self._run_directory).facts().get("attempt", 0)
+        attempt = RunDirectory(self._run_directory).facts(patient=False).get("attempt", 0)
         path = directory / f"attempt-{attempt}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}.txt"
         write_atomically(path, _account(verdict, stacks).encode())
         kept = [name for name in list_names(directory) if name.startswith("attempt-")]

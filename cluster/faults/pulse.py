@@ -12,18 +12,21 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from cluster.attempt import run_attempt
+from cluster.checkpoint.writer import CheckpointWriter
 from cluster.evaluation.late import rest
 from cluster.faults.hang import Heartbeat, beat_seconds
 from cluster.faults.stacks import STACKS_SIGNAL
 from cluster.process_clock import start_ticks
 from cluster.record.wandb_mirror import WandbMirror
+from cluster.storage.retry import retried
+from cluster.storage.traffic import moved_bytes
 from cluster.train_loop import train
 
 logger = logging.getLogger(__name__)
@@ -31,7 +34,7 @@ logger = logging.getLogger(__name__)
 _SAMPLE_SECONDS = 0.2
 _STACK_AFTER_SECONDS = 2.0
 _MOVED_BYTES = 1 << 20
-"""Files read or written between two heartbeats that count as a move: one call may load or save for many minutes."""
+"""Of files and objects, between two heartbeats, that count as a move: one call may load or save for many minutes."""
 _DEEPEST_STACK = 60
 _LOOP_FILE = train.__code__.co_filename
 _EFFECTS_FILE = run_attempt.__code__.co_filename
@@ -39,6 +42,8 @@ _LIMITED_FILE = WandbMirror.close.__code__.co_filename
 """Waits for W&B at the end of an attempt are long, and end by themselves after a minute."""
 _RESTING = rest.__code__
 """So are those for evaluations beside the training."""
+_BETWEEN_TRIES = retried.__code__
+_SETTLING = CheckpointWriter._settle.__code__
 
 
 class Pulse:
@@ -71,7 +76,7 @@ class Pulse:
         self._step = step
         self._position: Any = None
         self._moved_at = clock()
-        self._bytes = _file_bytes()
+        self._bytes = _moved_bytes()
         self._stacks_fd = os.memfd_create("stacks")  # read by others through /proc; gone with the process
         faulthandler.register(STACKS_SIGNAL, file=self._stacks_fd, all_threads=True)
         self._beat = Heartbeat(
@@ -103,11 +108,13 @@ class Pulse:
 
     def sample(self) -> None:
         """Look where the thread is."""
-        frame = sys._current_frames().get(self._thread_id)
+        frames = sys._current_frames()
+        frame = frames.get(self._thread_id)
         now, step = self._clock(), self._step()
         if frame is None:  # it is about to end
             return
         position, collective, in_step, limited = _describe(frame)
+        limited |= _waits_for_tries(frame, frames.values())
         if limited or (step, position) != self._position:
             self._position, self._moved_at = (step, position), now
         self._beat = replace(
@@ -121,7 +128,7 @@ class Pulse:
 
     def beat(self) -> Heartbeat:
         """How the thread stood when it was last looked at."""
-        moved, self._bytes = self._bytes, _file_bytes()
+        moved, self._bytes = self._bytes, _moved_bytes()
         if self._bytes - moved >= _MOVED_BYTES:
             self._moved_at = self._clock()
             return replace(self._beat, still_seconds=0.0)
@@ -179,9 +186,24 @@ def _describe(frame: FrameType) -> tuple[Any, str | None, bool, bool]:
     return tuple(position), collective, bool(in_step), limited
 
 
-def _file_bytes() -> int:
-    """Bytes that this process has read and written so far."""
+def _waits_for_tries(frame: FrameType, frames: Collection[FrameType]) -> bool:
+    """Whether a thread waits for a checkpoint while the storage is being tried again, which ends by itself.
+
+    A thread between two tries is found in the very function that waits for the next one; one that hangs in a call of
+    the storage is not, so that a disk that never answers is told as before.
+    """
+    if not any(each.f_code is _BETWEEN_TRIES for each in frames):
+        return False
+    outer: FrameType | None = frame
+    while outer is not None and outer.f_code is not _SETTLING:
+        outer = outer.f_back
+    return outer is not None
+
+
+def _moved_bytes() -> int:
+    """Bytes of files and objects that this process has read and written so far."""
+    files = 0
     with contextlib.suppress(OSError, ValueError):
         facts = dict(line.split(": ") for line in Path("/proc/self/io").read_text().splitlines())
-        return int(facts["rchar"]) + int(facts["wchar"])
-    return 0
+        files = int(facts["rchar"]) + int(facts["wchar"])
+    return files + moved_bytes()

@@ -20,6 +20,7 @@ from cluster.record.file_log import FileLog, FileTail, append_durably, close_tor
 from cluster.record.parts_log import GrowingParts, MergedTail, PartsLog, PartsTail, check_newest
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, write_atomically
+from cluster.storage.retry import retried
 
 logger = logging.getLogger(__name__)
 
@@ -140,12 +141,13 @@ class StepLog:
 
         Raises:
             RunBusyError: A later attempt writes the log.
+            OSError: The log cannot be read or written, however often it is tried.
         """
         self._path = path
         self._attempt = attempt
         self._clock = clock
         tail = LogTail(path)
-        rows = tail.read()
+        rows = retried(tail.read, f"reading {path}")
         kept = [row for row in rows if row["step"] <= after_step]
         undone = [row for row in rows if row["step"] > after_step]
         content = _text(kept)
@@ -154,7 +156,8 @@ class StepLog:
             check_newest(_parts_of(path), attempt, tail.attempt)
             if undone:  # named by what it is taken from: done again after a kill, it replaces itself
                 discarded = _parts_of(path.with_name(DISCARDED_NAME))
-                write_atomically(discarded / f"{tail.attempt:05d}-{path.name}", _text(undone))
+                part = discarded / f"{tail.attempt:05d}-{path.name}"
+                retried(partial(write_atomically, part, _text(undone)), f"writing {part}")
             self._lines = PartsLog(_parts_of(path), attempt=attempt, content=content, readable=readable)
         else:
             _discard(path.with_name(DISCARDED_NAME), undone)

@@ -73,7 +73,7 @@ class _Record:
     @cached_property
     def facts(self) -> dict[str, Any]:
         """run.json."""
-        return RunDirectory(self.directory).facts()
+        return RunDirectory(self.directory).facts(patient=False)
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:

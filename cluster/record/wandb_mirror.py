@@ -10,6 +10,7 @@ import threading
 import urllib.error
 import urllib.request
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import TrackingError
@@ -27,6 +28,9 @@ _INIT_SECONDS = 30
 _FINISH_SECONDS = 60
 _START_AGAIN_SECONDS = (1, 30, 300)
 """Waits before W&B is started again after its death; after the last one it is left alone."""
+_DATA_VARIABLE = "WANDB_DATA_DIR"
+_STAGED_IN: set[str] = set()
+"""What mirrors of this process have set it to."""
 
 Mode = Literal["online", "offline", "disabled"]
 Status = Literal["finished", "stopped", "failed"]
@@ -185,8 +189,7 @@ class WandbMirror:
         self._place = self._place or WandbPlace(self._directory)
         self._place.make()
         directory = self._place.directory
-        # Tables are staged for upload: beside the offline files that name them, and not in some node's home.
-        os.environ.setdefault("WANDB_DATA_DIR", str(directory / ".data"))
+        _stage_in(directory / ".data")
         import wandb
 
         settings = self._settings
@@ -258,6 +261,16 @@ def announce_failure(
 def _announce(settings: TrackingSettings, run_directory: StoragePath, text: str, timeout_seconds: float) -> None:
     mirror = WandbMirror(settings, run_directory, attempt=None)
     mirror.close("failed", Failure(title=RUN_FAILED, text=text), timeout_seconds)
+
+
+def _stage_in(directory: Path) -> None:
+    """Have tables staged for upload beside the offline files that name them, not in some node's home.
+
+    A directory that the user chose stays; one of an earlier mirror of this process goes with that mirror's files.
+    """
+    if os.environ.get(_DATA_VARIABLE) in (None, *_STAGED_IN):
+        os.environ[_DATA_VARIABLE] = str(directory)
+        _STAGED_IN.add(str(directory))
 
 
 def _newest_line(run: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 from pathlib import Path
 
@@ -23,8 +24,9 @@ class WandbPlace:
     """The directory that W&B is given, and what becomes of it.
 
     W&B appends to its files, which an object store cannot do. So they are written on this machine, in a directory of
-    this process, and put below `wandb/` of the run when an attempt ends, where they are what `wandb sync` needs. Those
-    of a process that was killed are no loss: the next one shows the whole record again.
+    this place alone, and put below `wandb/` of the run when an attempt ends, where they are what `wandb sync` needs.
+    Those of a process that was killed are no loss: the next one shows the whole record again. A process that begins
+    several attempts has a place for each, and may still be putting the files of one while the next is written.
     """
 
     def __init__(self, run_directory: StoragePath) -> None:
@@ -32,7 +34,7 @@ class WandbPlace:
         if isinstance(run_directory, ObjectPath):
             scratch = scratch_directory(run_directory) / WANDB_NAME
             _remove_those_of_the_dead(scratch)
-            self.parent = scratch / str(os.getpid())
+            self.parent = scratch / f"{os.getpid()}-{secrets.token_hex(4)}"
         else:
             self.parent = run_directory
         self.directory: Path = self.parent / WANDB_NAME
@@ -64,5 +66,6 @@ class WandbPlace:
 def _remove_those_of_the_dead(scratch: Path) -> None:
     with contextlib.suppress(OSError):
         for each in scratch.iterdir():
-            if each.name.isdigit() and not Path("/proc", each.name).exists():
+            pid = each.name.partition("-")[0]
+            if pid.isdigit() and not Path("/proc", pid).exists():
                 shutil.rmtree(each, ignore_errors=True)

@@ -19,19 +19,26 @@ from cluster.storage.operations import (
     storage_path,
     write_atomically,
 )
+from cluster.storage.retry import Backoff, retried
 
+_REPLACEMENTS_TRIED = 4
+"""The first of them fails on purpose."""
 _METADATA_SERVICE = "169.254.169.254"
 """Where a node of a cloud asks for its role's credentials; the last resort, where nothing else has given any."""
 
 
-def prepare_storage(path: StoragePath) -> None:
+def prepare_storage(path: StoragePath, *, patient: bool = False) -> None:
     """Create the directory and prove that it can be written; of an object store, that it can keep two drivers apart.
+
+    Args:
+        path: Where runs lie.
+        patient: Whether a store that does not answer is waited for; a person is rather told at once.
 
     Raises:
         StorageError: It cannot.
     """
     if isinstance(path, ObjectPath):
-        _prove_store(path)
+        _prove_store(path, Backoff() if patient else Backoff(tries=1))
     else:
         _prove_directory(path)
 
@@ -98,39 +105,57 @@ def _prove_directory(path: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def _prove_store(path: ObjectPath) -> None:
+def _prove_store(path: ObjectPath, backoff: Backoff) -> None:
     """Write, read, list and delete, and see that the store refuses what would let two drivers write one run."""
-    probe = path / f".probe-{secrets.token_hex(8)}"
     try:
-        exclusive = create_exclusively(probe, b"first") and not create_exclusively(probe, b"second")
-        conditional = _replaces_conditionally(probe)
-        there = probe.name in list_names(path)
-        remove_files([probe])
+        lacking, there = retried(lambda: _probe(path), f"trying out {path}", backoff=backoff)
     except OSError as error:
         raise _refused(path, error) from error
     if not there:
         raise StorageError(f"storage {path} does not list what was written there. Set `storage` to another store.")
-    if not exclusive or not conditional:
-        lacking = "creates an object that exists already" if not exclusive else "replaces an object that has changed"
+    if lacking is not None:
         raise StorageError(
-            f"storage {path}: the store {lacking}, although it was asked not to (If-None-Match and If-Match of S3's "
-            "PUT). So two drivers could write one run. Use a store that has conditional writes, a newer release of "
-            "this one, or a directory that all nodes see."
+            f"storage {path}: the store {lacking} (If-None-Match and If-Match of S3's PUT). So two drivers could write "
+            "one run, or none. Use a store that has conditional writes, a newer release of this one, or a directory "
+            "that all nodes see."
         )
 
 
-def _replaces_conditionally(probe: ObjectPath) -> bool:
-    """Whether a change that was made between our reading and our writing is noticed."""
+def _probe(path: ObjectPath) -> tuple[str | None, bool]:
+    """What a store does wrong with conditional writes, and whether it lists what was written."""
+    probe = path / f".probe-{secrets.token_hex(8)}"
+    if create_exclusively(probe, b"first") and not create_exclusively(probe, b"second"):
+        lacking = _fault_of_replacing(probe)
+    else:
+        lacking = "creates an object that exists already, although it was asked not to"
+    there = probe.name in list_names(path)
+    remove_files([probe])
+    return lacking, there
+
+
+class _NeverReplacedError(Exception):
+    """The store says of an object that nobody touches, again and again, that it has changed."""
+
+
+def _fault_of_replacing(probe: ObjectPath) -> str | None:
+    """What is wrong where a change that was made between our reading and our writing must be noticed, and only that."""
     seen: list[bytes | None] = []
 
     def change(content: bytes | None) -> bytes:
         seen.append(content)
         if len(seen) == 1:
             write_atomically(probe, b"changed meanwhile")
+        if len(seen) > _REPLACEMENTS_TRIED:
+            raise _NeverReplacedError
         return b"replaced"
 
-    replace(probe, change)
-    return seen[1:] == [b"changed meanwhile"]
+    try:
+        replace(probe, change)
+    except _NeverReplacedError:
+        return "refuses to replace an object that has not changed"
+    if seen[1:2] != [b"changed meanwhile"]:
+        return "replaces an object that has changed, although it was asked not to"
+    return None
 
 
 def _refused(path: StoragePath, error: OSError) -> StorageError:

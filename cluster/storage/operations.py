@@ -5,6 +5,7 @@ A file system publishes by rename, an object store by a single PUT; neither show
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from cluster.storage.object_path import ObjectPath, translated
+from cluster.storage.retry import Backoff
 from data_pipeline import publish
 
 if TYPE_CHECKING:
@@ -27,6 +29,10 @@ Result = TypeVar("Result")
 
 _REQUESTS_AT_ONCE = 16
 """Small ones: what takes 30 ms each takes 200 ms for 100."""
+_ROUNDS = 20
+"""Of reading and replacing an object that others change all the time."""
+_BETWEEN_ROUNDS = Backoff(tries=_ROUNDS, first_seconds=0.02, longest_seconds=1.0)
+"""Ten seconds or so in all: a round of another process takes two requests."""
 
 
 def storage_path(place: str | os.PathLike[str] | ObjectPath) -> StoragePath:
@@ -130,25 +136,32 @@ def replace(path: StoragePath, change: Callable[[bytes | None], bytes]) -> bytes
         The new content.
 
     Raises:
-        OSError: It cannot be read or written.
+        OSError: It cannot be read or written; EBUSY where it was another one each time that it was to be replaced.
     """
     if not isinstance(path, ObjectPath):
         new = change(path.read_bytes() if path.exists() else None)
         publish.write_atomically(path, new)
         return new
-    while True:
-        try:
-            with translated(path):
-                found = path.store.get(path.key)
-                old, version = bytes(found.bytes()), _version(found.meta)
-        except FileNotFoundError:
-            new = change(None)
-            if create_exclusively(path, new):
-                return new
-            continue
+    for number in range(1, _ROUNDS + 1):
+        old, seen = _read_with_version(path)
         new = change(old)
-        if write_if_unchanged(path, new, version):
+        if write_if_unchanged(path, new, seen):
             return new
+        if number < _ROUNDS:
+            _BETWEEN_ROUNDS.sleep(_BETWEEN_ROUNDS.wait_seconds(number))
+    raise OSError(
+        errno.EBUSY, f"it had changed each of the {_ROUNDS} times that it was to be replaced, says the store", str(path)
+    )
+
+
+def _read_with_version(path: ObjectPath) -> tuple[bytes | None, UpdateVersion | None]:
+    """An object and what tells it from any other content; None and None where there is none."""
+    try:
+        with translated(path):
+            found = path.store.get(path.key)
+            return bytes(found.bytes()), _version(found.meta)
+    except FileNotFoundError:
+        return None, None
 
 
 def _holds(path: ObjectPath, data: bytes) -> bool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from cluster.storage.object_path import ObjectPath, translated
+from cluster.storage.traffic import count_moved
 
 if TYPE_CHECKING:
     from obstore import GetOptions
@@ -100,6 +101,7 @@ class ObjectSource:
         if len(got) != len(target):
             raise OSError(errno.EREMOTEIO, f"the store gave {len(got)} of {len(target)} bytes", str(self._path))
         target[:] = memoryview(got).cast("B")
+        count_moved(len(target))
 
 
 class ReadAhead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -18,6 +18,8 @@ from data_pipeline.publish import BLOCK_BYTES, FileHashes
 
 _COPY_BYTES = 16 << 20
 """Held at a time while bytes go through this process."""
+_REMOVED_AT_ONCE = 1_000
+"""Objects that S3 deletes in one request."""
 _COPIED_WHOLE_BYTES = 5 << 30
 """The longest object that S3 copies by itself in one request."""
 
@@ -30,7 +32,14 @@ class Writing(Protocol):
         ...
 
 
-def move_tree(source: StoragePath, target: StoragePath, *, last: str, staying: Sequence[str] = ()) -> None:
+def move_tree(
+    source: StoragePath,
+    target: StoragePath,
+    *,
+    last: str,
+    staying: Sequence[str] = (),
+    still_ours: Callable[[], None] = lambda: None,
+) -> None:
     """Move a directory to a place that does not exist; in one rename, or object by object.
 
     Args:
@@ -38,6 +47,7 @@ def move_tree(source: StoragePath, target: StoragePath, *, last: str, staying: S
         target: Where to, in the same storage.
         last: Name of the file that makes the whole what it is: it arrives last and leaves first.
         staying: Names in it that stay where they are, in an object store; a directory moves whole.
+        still_ours: Called once all is copied and before each request that removes something; its error ends it.
 
     Raises:
         OSError: It cannot be moved.
@@ -56,8 +66,10 @@ def move_tree(source: StoragePath, target: StoragePath, *, last: str, staying: S
     others = [name for name in names if name != last]
     each_of(others, copy, at=source)
     each_of(marked, copy, at=source)
-    remove_files(source / name for name in marked)
-    remove_files(source / name for name in others)
+    batches = [others[start : start + _REMOVED_AT_ONCE] for start in range(0, len(others), _REMOVED_AT_ONCE)]
+    for batch in [marked, *batches]:
+        still_ours()
+        remove_files(source / name for name in batch)
 
 
 def copy_file(source: StoragePath, target: StoragePath) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from cluster.storage.object_path import ObjectPath, translated
+from cluster.storage.traffic import count_moved
 
 _LEAST_PART_BYTES = 16 << 20
 _MOST_PARTS = 9_000
@@ -37,6 +38,7 @@ class Upload:
         with self._known():
             self._sink.write(bytes(data))  # a copy: the library reads it later, and our memory is used again
         self._written_bytes += len(data)
+        count_moved(len(data))
 
     def close(self) -> None:
         """Make it an object."""

@@ -29,13 +29,14 @@ def save(
     cuts: tuple[int, ...] = (0, 12, 35),
     policy: CheckpointConfig | None = None,
     shift: float = 0.0,
+    attempt: int = 1,
     **options: Any,
 ) -> None:
     """Save as several ranks would, each owning the elements between two cuts."""
     world = len(cuts) - 1
     writers = [
         CheckpointWriter(
-            directory, attempt=1, rank=rank, world_size=world, policy=policy or CheckpointConfig(), **options
+            directory, attempt=attempt, rank=rank, world_size=world, policy=policy or CheckpointConfig(), **options
         )
         for rank in range(world)
     ]

@@ -203,6 +203,18 @@ def test_rejection_is_forgotten_when_the_step_is_saved_again(tmp_path: Path) -> 
     assert find_checkpoint(tmp_path).step == 1
 
 
+def test_files_of_an_earlier_attempt_go_when_the_step_is_saved_again(tmp_path: Path) -> None:
+    for attempt in (1, 3):
+        save(tmp_path, 1, attempt=attempt)
+    begun_later = tmp_path / "checkpoints" / "step-00000001" / "attempt-00004"
+    begun_later.mkdir()
+    save(tmp_path, 1, attempt=3)
+    found = find_checkpoint(tmp_path)
+    verify(found)
+    names = sorted(child.name for child in found.directory.iterdir())
+    assert names == ["MANIFEST.json", "attempt-00003", "attempt-00004"]
+
+
 def test_leftovers_are_removed_and_published_files_kept_when_cleaning(tmp_path: Path) -> None:
     save(tmp_path, 1)
     for torn in ("step-00000001/attempt-00002", "step-00000009/attempt-00001"):

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -171,3 +172,47 @@ def test_checkpoints_before_are_looked_at_when_a_rejection_cannot_be_written(
         _continue(run, posted)
     assert [row["step"] for row in posted] == [8, 6]
     assert "step-00000008 is passed over and could not be marked as rejected: Read-only" in caplog.messages[0]
+
+
+def test_manifest_is_passed_over_when_its_superseded_attempt_came_after_its_files_were_removed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Attempt 1 was killed as it published, too late: attempt 2 had removed its files, and no checkpoint is lost."""
+    caplog.set_level(logging.INFO)
+    directory, initial = tmp_path / "run", object()
+    directory.mkdir()
+    _save(directory, 4)
+    _tensors(directory, 4).unlink()
+    (directory / "checkpoints" / "step-00000004" / "attempt-00001").rmdir()
+    loaded, posted = _begin(directory, initial, attempt=2)
+    assert (loaded, posted) == ([initial], [])
+    assert any("its files are gone" in message for message in caplog.messages)
+
+
+def test_run_ends_when_a_file_of_its_only_checkpoint_is_gone(tmp_path: Path) -> None:
+    directory = tmp_path / "run"
+    directory.mkdir()
+    _save(directory, 4)
+    _tensors(directory, 4).unlink()
+    with pytest.raises(CheckpointError, match="no checkpoint of run"):
+        _begin(directory, object(), attempt=2)  # the directory is there: a file of it is missing
+
+
+def _begin(directory: Path, initial: object, *, attempt: int) -> tuple[list[object], list[dict[str, Any]]]:
+    """What an attempt loads, and posts."""
+    (directory / "run.json").write_text(json.dumps({"attempt": attempt}))
+    loaded: list[object] = []
+    posted: list[dict[str, Any]] = []
+    engine: Any = SimpleNamespace(load=loaded.append)
+    given: Any = initial
+    unused: Any = None
+    load_newest(
+        engine,
+        given,
+        config=RunConfig(name=directory.name, storage=str(directory.parent), data=DataConfig(dataset="unused")),
+        plan=unused,
+        topology=Topology(),
+        collectives=Collectives(),
+        post=posted.append,
+    )
+    return loaded, posted

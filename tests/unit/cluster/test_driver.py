@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny import tiny_run
 
+from cluster import driver
 from cluster.config import RunConfig
-from cluster.driver import _open_plan
+from cluster.driver import _forget_unbegun, _open_plan, _outcome
 from cluster.faults.config import HealingConfig
 from cluster.healing import HEALING, Decisions
+from cluster.storage import retry
+from cluster.storage.retry import Backoff
 from data_pipeline.config import MixtureEntry
 from data_pipeline.errors import OrderError
 from data_pipeline.skip_ledger import SkipLedger
@@ -41,3 +47,43 @@ def test_run_is_refused_when_its_data_end_without_what_the_configuration_leaves_
     healing = HealingConfig(skip_sequences=((0, 2 * to_the_end.train.global_batch_size),))
     with pytest.raises(OrderError, match="steps are possible"):
         _open_plan(replace(to_the_end, healing=healing), {})
+
+
+def test_no_other_error_is_raised_when_the_storage_of_an_unbegun_run_cannot_be_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bool:
+        raise OSError(errno.EREMOTEIO, "the store does not answer")
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    _forget_unbegun(tmp_path)
+
+
+def test_run_has_ended_well_when_its_record_cannot_be_read_afterwards(
+    to_the_end: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(path: Path) -> Any:
+        raise OSError(errno.EACCES, "403 Forbidden")
+
+    plan = _open_plan(to_the_end, {})
+    monkeypatch.setattr(driver, "read_lines", refuse)
+    monkeypatch.setattr(driver, "list_checkpoints", refuse)
+    outcome = _outcome(tmp_path, plan, 1, "finished", trained_now=True)
+    assert (outcome.status, outcome.validation, outcome.ledger) == ("finished", {}, ())
+    assert sum("the run has ended well; only" in message for message in caplog.messages) == 2
+
+
+def test_outcome_is_whole_when_the_storage_fails_for_a_moment(
+    to_the_end: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    errors, waits = [errno.EREMOTEIO] * 2, list[float]()
+
+    def unsteady(path: Path) -> list[dict[str, Any]]:
+        if errors:
+            raise OSError(errors.pop(), "the store does not answer")
+        return [{"kind": "eval", "name": "tiny", "eval/perplexity": 2.0}]
+
+    monkeypatch.setattr(retry, "Backoff", partial(Backoff, sleep=waits.append))
+    monkeypatch.setattr(driver, "read_lines", unsteady)
+    outcome = _outcome(tmp_path, _open_plan(to_the_end, {}), 1, "finished", trained_now=True)
+    assert (outcome.validation, len(outcome.ledger), len(waits)) == ({"tiny": 2.0}, 1, 2)

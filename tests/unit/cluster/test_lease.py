@@ -10,16 +10,19 @@ import sys
 import threading
 import time
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cluster import lease as lease_module
-from cluster.errors import RunBusyError
+from cluster.errors import RunBusyError, StorageError
 from cluster.lease import LeaseRecord, forget, hold, holds, live_holder, newest_record
+from cluster.storage import retry
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, list_names
+from cluster.storage.retry import Backoff
 
 EXPIRY_SECONDS = 1.2
 
@@ -267,3 +270,62 @@ def test_driver_knows_its_own_lease_when_the_store_lost_the_answer(
     with hold(run) as lease:
         lease.check()
         assert (lease.token, calls) == (1, [True, True])
+
+
+def test_run_is_taken_when_its_lease_cannot_be_read_for_a_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, errors, waits = lease_module.list_names, [errno.EREMOTEIO] * 3, list[float]()
+
+    def unsteady(path: StoragePath) -> list[str]:
+        if errors:
+            raise OSError(errors.pop(), "the store does not answer")
+        return original(path)
+
+    monkeypatch.setattr(retry, "Backoff", partial(Backoff, sleep=waits.append))
+    monkeypatch.setattr(lease_module, "list_names", unsteady)
+    with hold(tmp_path) as lease:
+        assert lease.token == 1
+    assert len(waits) == 3
+
+
+def test_watch_begins_anew_when_the_lease_could_not_be_read_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The holder could not renew it either, while the storage did not answer."""
+    write(tmp_path, foreign())
+    seconds, looks = [0.0], list[float]()
+    monkeypatch.setattr(lease_module.time, "monotonic", lambda: seconds[0])
+    monkeypatch.setattr(lease_module.time, "sleep", lambda waited: seconds.__setitem__(0, seconds[0] + waited))
+    original = lease_module.newest_record
+
+    def unsteady(directory: Path) -> LeaseRecord | None:
+        looks.append(seconds[0])
+        if len(looks) == 20:
+            seconds[0] += 100.0
+            raise OSError(errno.EREMOTEIO, "the store does not answer")
+        return original(directory)
+
+    monkeypatch.setattr(lease_module, "newest_record", unsteady)
+    assert live_holder(tmp_path, 10.0) is None
+    assert looks[-1] - (looks[18] + 100.0) >= 10.0
+
+
+def test_removal_is_refused_when_another_driver_took_the_run(tmp_path: Path) -> None:
+    with hold(tmp_path) as lease:
+        lease.confirm()
+        write(tmp_path, foreign(token=9))
+        with pytest.raises(RunBusyError, match="taken over by process 1 on elsewhere"):
+            lease.confirm()
+
+
+def test_removal_is_refused_when_the_lease_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: StoragePath) -> list[str]:
+        raise OSError(errno.EACCES, "403 Forbidden")
+
+    with hold(tmp_path) as lease:
+        with monkeypatch.context() as meanwhile:
+            meanwhile.setattr(lease_module, "list_names", refuse)
+            with pytest.raises(StorageError, match=r"403 Forbidden\. Nothing more is removed"):
+                lease.confirm()
+        lease.confirm()

@@ -1,7 +1,12 @@
 from __future__ import annotations
 
+import errno
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +14,13 @@ import pytest
 
 from cluster import run_directory
 from cluster.config import RunConfig
-from cluster.errors import StorageError
+from cluster.errors import RunBusyError, StorageError
+from cluster.lease import hold
 from cluster.run_directory import RunDirectory, end_setting_aside, is_half_set_aside, prepare_storage, set_aside
+from cluster.storage import retry, transfer
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import list_names, write_atomically
+from cluster.storage.retry import Backoff
 from data_pipeline.config import DataConfig
 
 CONFIG = RunConfig(name="run", data=DataConfig(dataset="data"))
@@ -120,3 +128,91 @@ def test_setting_aside_is_ended_when_it_was_killed_in_the_middle(
     assert (wholes[0] == "run") == (not was_copied)
     assert list_names(stored) == (["lease"] if was_copied else ["checkpoints", "config.yaml", "lease", "run.json"])
     assert (stored.parent / wholes[0] / "checkpoints").is_dir()
+
+
+@pytest.mark.parametrize("action", ["exists", "facts", "next_attempt"])
+def test_run_is_continued_when_its_storage_fails_for_a_moment(
+    action: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, waits = RunDirectory(tmp_path), list[float]()
+    record.create(CONFIG, "")
+    monkeypatch.setattr(retry, "Backoff", partial(Backoff, sleep=waits.append))
+    name = {"exists": "exists", "facts": "read_bytes", "next_attempt": "read_bytes"}[action]
+    original, errors = getattr(Path, name), [errno.EREMOTEIO, errno.ECONNREFUSED]
+
+    def unsteady(path: Path) -> Any:
+        if path.name == "run.json" and errors:
+            raise OSError(errors.pop(), "out of reach")
+        return original(path)
+
+    monkeypatch.setattr(Path, name, unsteady)
+    assert getattr(record, action)()
+    assert len(waits) == 2
+
+
+def test_facts_are_read_once_when_the_caller_tries_again_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise OSError(errno.EREMOTEIO, "out of reach")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr(retry, "Backoff", lambda: pytest.fail("it was tried again"))
+    with pytest.raises(OSError, match="out of reach"):
+        RunDirectory(tmp_path).facts(patient=False)
+
+
+def test_numbers_differ_when_two_processes_begin_an_attempt_at_once(
+    stored: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both read the same run.json and write at once; what the loser finds there must not look like its own."""
+    original, both = run_directory.replace, threading.Barrier(2)
+
+    def at_once(path: ObjectPath, change: Callable[[bytes | None], bytes]) -> bytes:
+        calls: list[bytes | None] = []
+
+        def changed(content: bytes | None) -> bytes:
+            calls.append(content)
+            if len(calls) == 1:
+                both.wait(10)
+            return change(content)
+
+        return original(path, changed)
+
+    monkeypatch.setattr(run_directory, "replace", at_once)
+    monkeypatch.setattr(run_directory, "_UPDATING", nullcontext())
+    with ThreadPoolExecutor(2) as pool:
+        numbers = [begun.result() for begun in [pool.submit(RunDirectory(stored).next_attempt) for _ in range(2)]]
+    assert sorted(numbers) == [1, 2]
+
+
+def test_facts_stay_when_an_attempt_notes_something_after_the_next_has_begun(tmp_path: Path) -> None:
+    record = RunDirectory(tmp_path)
+    record.create(CONFIG, "")
+    assert record.next_attempt() == 1
+    assert record.update_within(1, {"published_step": 4})
+    record.next_attempt()
+    assert not record.update_within(1, {"published_step": 8})
+    assert record.facts()["published_step"] == 4
+
+
+def test_successors_run_stays_when_it_took_over_while_the_old_one_was_set_aside(
+    stored: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is frozen once all is copied; another one ends the setting aside, and trains on."""
+    (stored / "lease" / "0000000001.json").unlink()
+    original = transfer.each_of
+
+    def frozen(*arguments: Any, **options: Any) -> Any:
+        copied = original(*arguments, **options)
+        if RunDirectory(ObjectPath((stored / ".setting-aside").read_text())).exists():
+            write_atomically(stored / "lease" / "0000000009.json", b"{}")
+            end_setting_aside(stored)
+            write_atomically(stored / "checkpoints" / "step-00000009" / "MANIFEST.json", b"new")
+        return copied
+
+    monkeypatch.setattr(transfer, "each_of", frozen)
+    with hold(stored) as lease, pytest.raises(RunBusyError, match="taken over"):
+        set_aside(stored, lease.confirm)
+    assert RunDirectory(stored).exists()
+    assert list_names(stored / "checkpoints") == ["step-00000004", "step-00000009"]

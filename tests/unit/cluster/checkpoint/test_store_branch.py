@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from branches import STEP, plan_child
 from checkpoints import save
 from faulty_s3 import Fault, FaultyS3
 
+from cluster import branch_objects
 from cluster.branch import CLAIM_NAME, Branch, plan_branch
 from cluster.branch_directory import create_branch
 from cluster.checkpoint import find_checkpoint, list_checkpoints, verify
@@ -154,3 +156,23 @@ def test_store_that_does_not_answer_is_named_when_a_model_is_wanted(store: Objec
     with server.failing(Fault(kind="error")), pytest.raises(StorageError, match=r"run\.json cannot be read: the store"):
         _resolve(store)
     assert list_checkpoints(store) == []
+
+
+def test_branch_of_another_command_stays_when_this_one_was_taken_for_dead(
+    planned: Branch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All but the small files is put; then this command is frozen, and another one makes the branch."""
+    target = planned.directory
+    assert isinstance(target, ObjectPath)
+    original = branch_objects.publish
+
+    def frozen(small: Path, place: ObjectPath, still_ours: Callable[[], None]) -> None:
+        write_atomically(place / "lease" / "0000000009.json", b"{}")
+        write_atomically(place / "run.json", b"theirs")
+        original(small, place, still_ours)
+
+    monkeypatch.setattr(branch_objects, "publish", frozen)
+    with pytest.raises(RunBusyError, match="taken over"):
+        create_branch(planned, "")
+    assert (target / "run.json").read_bytes() == b"theirs"
+    assert (step_directory(target, STEP) / "MANIFEST.json").exists()

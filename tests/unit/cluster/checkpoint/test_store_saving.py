@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -21,12 +23,13 @@ from cluster.checkpoint import (
     reject,
     verify,
 )
+from cluster.checkpoint import writer as writer_module
 from cluster.checkpoint.manifest import Manifest, step_directory
 from cluster.config import CheckpointConfig
 from cluster.engines.protocol import MASTER, Fragment
-from cluster.errors import StorageError
+from cluster.errors import CheckpointError, StorageError
 from cluster.storage.object_path import ObjectPath
-from cluster.storage.operations import list_sizes, write_atomically
+from cluster.storage.operations import StoragePath, list_sizes, write_atomically
 from cluster.storage.retry import Backoff
 
 STEP_1 = "runs/tiny/checkpoints/step-00000001"
@@ -165,8 +168,9 @@ def test_rejected_checkpoint_is_replaced_when_its_step_is_saved_again(store: Obj
     save(store, 1)
     reject(find_checkpoint(store), "it gave another loss", kind="loss")
     assert list_checkpoints(store)[0].rejection is not None
-    save(store, 1)
+    save(store, 1, attempt=2)
     verify(find_checkpoint(store, 1))
+    assert {name.split("/")[2] for name in list_sizes(store)} == {"MANIFEST.json", "attempt-00002"}
 
 
 def test_other_ranks_are_not_waited_for_when_one_has_failed(store: ObjectPath) -> None:
@@ -275,3 +279,81 @@ def test_manifest_is_read_back_as_it_was_sealed(store: ObjectPath) -> None:
     manifest = Manifest.read(step_directory(store, 1) / "MANIFEST.json")
     assert manifest == find_checkpoint(store).manifest
     assert manifest.next_batch_loss == 2.5
+
+
+def test_checkpoint_is_saved_when_whose_the_run_is_cannot_be_read_for_a_moment(store: ObjectPath) -> None:
+    errors = [errno.EREMOTEIO, errno.ECONNRESET]
+
+    def unsteady() -> None:
+        if errors:
+            raise OSError(errors.pop(), "the store does not answer")
+
+    save(store, 1, cuts=(0, 35), hooks=WriterHooks(check_ours=unsteady), backoff=QUICK)
+    verify(find_checkpoint(store))
+
+
+def test_record_is_synced_once_when_that_fails(store: ObjectPath) -> None:
+    """A second fsync after one that failed proves nothing."""
+    tried: list[int] = []
+
+    def failing() -> None:
+        tried.append(1)
+        raise OSError(errno.EIO, "Input/output error")
+
+    with pytest.raises(StorageError, match="the run's record is not durable: Input/output error"):
+        save(store, 1, cuts=(0, 35), hooks=WriterHooks(before_publish=failing), backoff=QUICK)
+    assert tried == [1]
+    assert list_checkpoints(store) == []
+
+
+def superseded_after(looks: int, then: Callable[[], object] = lambda: None) -> WriterHooks:
+    """The attempt is still the newest at so many looks; then this happens, and it is not."""
+    seen: list[int] = []
+
+    def look() -> None:
+        seen.append(1)
+        if len(seen) == looks:
+            then()
+        elif len(seen) > looks:
+            raise CheckpointError("another driver or attempt 2 has taken over from attempt 1")
+
+    return WriterHooks(check_ours=look, on_saved=lambda event: pytest.fail("it was announced"))
+
+
+def test_nothing_is_left_when_the_attempt_was_superseded_before_its_manifest_was_put(store: ObjectPath) -> None:
+    """The lease is looked at, this process stands still, and the next attempt removes what is not published."""
+    hooks = superseded_after(1, then=lambda: clean_leftovers(store, 2))
+    with pytest.raises(StorageError, match="attempt 2 has taken over"):
+        save(store, 1, cuts=(0, 35), hooks=hooks, backoff=QUICK)
+    assert list_sizes(store) == {}
+
+
+def test_manifest_of_the_successor_stays_when_the_superseded_attempt_takes_its_own_back(
+    store: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hooks, original = superseded_after(1), writer_module.write_if_unchanged
+
+    def and_then_the_successor(path: StoragePath, data: bytes, version: Any) -> bool:
+        written = original(path, data, version)
+        write_atomically(path, b"theirs")
+        return written
+
+    monkeypatch.setattr(writer_module, "write_if_unchanged", and_then_the_successor)
+    with pytest.raises(StorageError, match="attempt 2 has taken over"):
+        save(store, 1, cuts=(0, 35), hooks=hooks, backoff=QUICK)
+    assert (step_directory(store, 1) / "MANIFEST.json").read_bytes() == b"theirs"
+
+
+def test_checkpoint_stays_when_whose_the_run_is_cannot_be_read_once_it_is_published(
+    store: ObjectPath, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def look() -> None:
+        looks.append(1)
+        if len(looks) > 1:
+            raise OSError(errno.EREMOTEIO, "the store does not answer")
+
+    save(store, 1, cuts=(0, 35), hooks=WriterHooks(check_ours=look), backoff=QUICK)
+    verify(find_checkpoint(store))
+    assert "whether step 1 was published in time is unknown: the store does not answer" in caplog.messages

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import queue
 import sys
 import threading
@@ -15,8 +16,16 @@ from typing import Any
 import pytest
 
 import cluster
+from cluster.checkpoint.writer import CheckpointWriter, WriterHooks
+from cluster.config import CheckpointConfig
 from cluster.evaluation import late as late_evaluations
 from cluster.faults.pulse import Pulse
+from cluster.storage.object_path import ObjectPath
+from cluster.storage.operations import write_atomically
+from cluster.storage.retry import Backoff, retried
+from cluster.storage.source import ObjectSource
+from cluster.storage.traffic import moved_bytes
+from cluster.storage.transfer import writing
 
 
 class Subject:
@@ -140,6 +149,76 @@ def test_rank_moves_when_one_call_reads_files(subject: Subject, tmp_path: Path) 
     subject.now += 40
     subject.pulse.sample()
     assert subject.pulse.beat().still_seconds == 0
+
+
+def test_rank_moves_when_one_call_reads_an_object(subject: Subject, store: ObjectPath) -> None:
+    write_atomically(store / "big", bytes(2 << 20))
+    source = ObjectSource(store / "big")
+    subject.stand(here)
+    subject.pulse.sample()
+    subject.pulse.beat()
+    before = moved_bytes()
+    source.read_into(memoryview(bytearray(2 << 20)), 0)
+    assert moved_bytes() - before == 2 << 20
+    subject.now += 40
+    subject.pulse.sample()
+    assert subject.pulse.beat().still_seconds == 0
+
+
+def test_bytes_count_as_moved_when_an_object_is_written(store: ObjectPath) -> None:
+    before = moved_bytes()
+    with writing(store / "big", 2 << 20) as sink:
+        sink.write(memoryview(bytes(2 << 20)))
+    assert moved_bytes() - before == 2 << 20
+
+
+@pytest.mark.parametrize(("between_tries", "still_seconds"), [(True, 0), (False, 40)])
+def test_waiting_for_a_checkpoint_counts_as_moving_when_the_storage_is_tried_again(
+    between_tries: bool, still_seconds: int, subject: Subject, tmp_path: Path
+) -> None:
+    goes_on: queue.SimpleQueue[None] = queue.SimpleQueue()  # whose `get` leaves no frame, as `time.sleep`
+    failures = iter([OSError(errno.EREMOTEIO, "no answer")])
+
+    def fail_once() -> None:
+        for failure in failures:
+            raise failure
+
+    def hang() -> None:
+        goes_on.get()
+
+    try_again = partial(retried, fail_once, "writing", backoff=Backoff(sleep=goes_on.get))
+    other = threading.Thread(target=try_again if between_tries else hang)
+    other.start()
+    awaited = (retried if between_tries else hang).__code__
+    while (frame := sys._current_frames().get(other.ident or 0)) is None or frame.f_code is not awaited:
+        time.sleep(0.001)
+    subject.stand(settling(tmp_path))
+    subject.pulse.sample()
+    subject.now += 40
+    subject.pulse.sample()
+    still = subject.pulse.beat().still_seconds
+    goes_on.put(None)
+    other.join(10)
+    assert still == still_seconds
+
+
+def settling(directory: Path) -> Callable[[Callable[[], object]], None]:
+    """Stands in the wait for a checkpoint that is being saved."""
+
+    def stand(wait: Callable[[], object]) -> None:
+        waits = iter([wait])
+
+        def agree(problem: str | None) -> str | None:
+            next(waits, lambda: None)()
+            return problem
+
+        writer = CheckpointWriter(
+            directory, attempt=1, rank=1, world_size=2, policy=CheckpointConfig(), hooks=WriterHooks(agree=agree)
+        )
+        writer.save(4, [], {})
+        writer.finish(last=False)
+
+    return stand
 
 
 def test_collective_is_named_by_the_function_that_was_called(subject: Subject) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import http.server
+import os
 import threading
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,19 @@ def test_mirror_returns_at_once_when_tracking_hangs(
     mirror.close("finished", timeout_seconds=0.1)
     released.set()
     assert "W&B did not finish within 0 s" in caplog.text
+
+
+def test_tables_are_staged_with_the_mirror_that_follows_when_a_process_has_several(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("WANDB_DATA_DIR", raising=False)
+    monkeypatch.setattr(wandb_mirror, "_STAGED_IN", set())
+    for name in ("first", "second"):
+        wandb_mirror._stage_in(tmp_path / name)
+        assert os.environ["WANDB_DATA_DIR"] == str(tmp_path / name)
+    monkeypatch.setenv("WANDB_DATA_DIR", "/chosen")
+    wandb_mirror._stage_in(tmp_path / "third")
+    assert os.environ["WANDB_DATA_DIR"] == "/chosen"
 
 
 def test_announcement_does_nothing_when_tracking_is_disabled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

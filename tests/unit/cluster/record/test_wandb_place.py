@@ -62,9 +62,21 @@ def test_offline_files_stay_and_are_named_when_the_store_does_not_take_them(
     assert place.directory.is_dir()
 
 
+def test_files_of_the_next_attempt_stay_when_those_of_the_one_before_are_put_late(run: ObjectPath) -> None:
+    first, second = WandbPlace(run), WandbPlace(run)
+    write(first, "offline-run-1")
+    write(second, "offline-run-2")
+    first.keep()
+    assert not first.parent.exists()
+    assert (second.directory / "offline-run-2").is_dir()
+    second.keep()
+    for name in ("offline-run-1", "offline-run-2"):
+        assert (run / "wandb" / name / "files" / "table.json").is_file()
+
+
 def test_files_of_dead_processes_are_removed_and_those_of_the_living_stay(run: ObjectPath) -> None:
     scratch = WandbPlace(run).parent.parent
     for pid in (os.getppid(), 2**22 + 1):  # the second is above what Linux gives to processes
-        (scratch / str(pid)).mkdir(parents=True)
+        (scratch / f"{pid}-1a2b").mkdir(parents=True)
     WandbPlace(run)
-    assert [each.name for each in scratch.iterdir()] == [str(os.getppid())]
+    assert [each.name for each in scratch.iterdir()] == [f"{os.getppid()}-1a2b"]

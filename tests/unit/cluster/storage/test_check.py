@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from faulty_s3 import Fault, FaultyS3
 
 from cluster.errors import StorageError
 from cluster.storage import check as storage_check
 from cluster.storage.check import account_of, prepare_storage, reachable_or_unknown
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import storage_path, write_atomically
+from cluster.storage.retry import Backoff
 
 
 def test_nothing_is_left_of_the_proof_when_the_store_has_it_all(bucket: str) -> None:
@@ -71,3 +76,33 @@ def test_submitter_without_credentials_goes_on_when_the_job_may_have_them(monkey
 def test_submitter_looks_at_no_directory_when_nodes_alone_see_it(tmp_path: Path) -> None:
     assert reachable_or_unknown(str(tmp_path / "seen-by-nodes-only")) is None
     assert not (tmp_path / "seen-by-nodes-only").exists()
+
+
+def test_remedy_is_given_when_the_store_replaces_nothing(store: ObjectPath, server: FaultyS3) -> None:
+    app, inner = server.app, server.app._inner
+
+    def refusing(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if not environ.get("HTTP_IF_MATCH"):
+            return inner(environ, start_response)
+        environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+        start_response("412 Precondition Failed", [("Content-Length", "0")])
+        return []
+
+    app._inner = refusing
+    try:
+        with pytest.raises(StorageError, match=r"refuses to replace an object that has not changed.* Use a store that"):
+            prepare_storage(store)
+    finally:
+        app._inner = inner
+
+
+def test_successor_waits_for_the_store_when_it_does_not_answer(
+    store: ObjectPath, server: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(storage_check, "Backoff", partial(Backoff, sleep=waits.append))
+    with server.failing(Fault(kind="error", request="PUT", times=4)), pytest.raises(StorageError, match="503"):
+        prepare_storage(store)
+    with server.failing(Fault(kind="error", request="PUT", times=4)):
+        prepare_storage(store, patient=True)
+    assert len(waits) == 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import os
 from pathlib import Path
 
 import pytest
-from faulty_s3 import FaultyS3
+from faulty_s3 import Fault, FaultyS3
 
-from cluster.errors import StorageError
-from cluster.storage import transfer
+from cluster.errors import RunBusyError, StorageError
+from cluster.storage import operations, transfer
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import (
     StoragePath,
@@ -307,3 +309,45 @@ def test_free_room_is_known_in_a_file_system(tmp_path: Path) -> None:
     found = free_bytes(tmp_path)
     assert found is not None
     assert found > 0
+
+
+def test_replacement_is_given_up_when_the_store_always_says_that_it_has_changed(
+    store: ObjectPath, server: FaultyS3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    patience = dataclasses.replace(operations._BETWEEN_ROUNDS, sleep=waits.append, fraction=lambda: 0.0)
+    monkeypatch.setattr(operations, "_BETWEEN_ROUNDS", patience)
+    write_atomically(store / "a", b"0")
+    with (
+        server.failing(Fault(kind="error", request="PUT", status=412, times=100)),
+        pytest.raises(OSError, match="each of the 20 times") as raised,
+    ):
+        replace(store / "a", lambda old: b"1")
+    assert (raised.value.errno, raised.value.filename) == (errno.EBUSY, str(store / "a"))
+    assert (len(waits), waits[:3], waits[-1]) == (19, [0.02, 0.04, 0.08], 1.0)
+
+
+def test_nothing_is_removed_when_a_tree_is_no_longer_ours_once_it_is_copied(store: ObjectPath) -> None:
+    for name in ("a", "run.json"):
+        write_atomically(store / "old" / name, b"x")
+
+    def lost() -> None:
+        assert sorted(list_sizes(store / "new")) == ["a", "run.json"]
+        raise RunBusyError("it was taken over")
+
+    with pytest.raises(RunBusyError):
+        move_tree(store / "old", store / "new", last="run.json", still_ours=lost)
+    assert sorted(list_sizes(store / "old")) == ["a", "run.json"]
+
+
+def test_each_request_that_removes_is_asked_for_when_a_tree_is_moved(
+    store: ObjectPath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transfer, "_REMOVED_AT_ONCE", 2)
+    for name in ("a", "b", "c", "run.json"):
+        write_atomically(store / "old" / name, b"x")
+    left: list[list[str]] = []
+    move_tree(
+        store / "old", store / "new", last="run.json", still_ours=lambda: left.append(sorted(list_sizes(store / "old")))
+    )
+    assert left == [["a", "b", "c", "run.json"], ["a", "b", "c"], ["c"]]
