@@ -137,7 +137,7 @@ def test_resumed_record_is_bit_equal_when_killed(
 
 @pytest.mark.parametrize(
     "then_at",
-    ["cluster.attempt.RecordWriter", "cluster.record.logs.write_atomically", "cluster.attempt.clean_leftovers"],
+    ["cluster.attempt.RecordWriter", "cluster.record.file_log.write_atomically", "cluster.attempt.clean_leftovers"],
 )
 def test_resumed_record_is_bit_equal_when_killed_again_while_resuming(
     then_at: str, undisturbed: RunConfig, dataset: Path, tmp_path: Path

@@ -241,7 +241,7 @@ def test_cause_reaches_the_person_when_even_its_event_cannot_be_written(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(driver, "train_on_ray", fail)
-    monkeypatch.setattr("cluster.record.logs._append", full)
+    monkeypatch.setattr("cluster.record.logs.append_durably", full)
     with pytest.raises(StorageError, match="Make room"):
         command(tiny_run(tmp_path, dataset))
 
