@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -88,18 +89,19 @@ def cluster(tmp_path: Path) -> Iterator[Cluster]:
         yield made
 
 
+def start_elastic(cluster: Cluster, dataset: Path, storage: Path, *, workers: str) -> tuple[Popen[bytes], Path]:
+    """A run on the cluster with a range of workers, and its log."""
+    log = storage / "log"
+    command = [*pretrain(storage, dataset), f"resources.workers={workers}"]
+    return start(*command, log=log, environment=cluster.driver_environment), log
+
+
 def test_run_goes_on_with_the_nodes_left_and_takes_a_new_one_at_a_checkpoint(
     cluster: Cluster, undisturbed: Path, dataset: Path, tmp_path: Path
 ) -> None:
     nodes = [cluster.add_node(cpus=1, address=f"127.0.0.{number}") for number in (2, 3)]
     cluster.wait_for_nodes()
-    log = tmp_path / "log"
-    process = start(
-        *pretrain(tmp_path, dataset),
-        "resources.workers=[1,2]",
-        log=log,
-        environment=cluster.driver_environment,
-    )
+    process, log = start_elastic(cluster, dataset, tmp_path, workers="[1,2]")
     wait_until(lambda: logged_steps(tmp_path) >= 15, process, MOMENT_SECONDS)
     cluster.kill_node(nodes[1])
     wait_until(lambda: "resumed" in events_of(tmp_path), process, MOMENT_SECONDS)
@@ -122,13 +124,7 @@ def test_run_trains_on_as_many_workers_as_there_is_room_for_when_nodes_come_and_
     (tmp_path / "slow").write_text("2.0")  # nodes are looked for every 15 s, and taken two looks later at most
     first, second = (cluster.add_node(cpus=1, address=f"127.0.0.{number}") for number in (2, 3))
     cluster.wait_for_nodes()
-    log = tmp_path / "log"
-    process = start(
-        *pretrain(tmp_path, dataset),
-        "resources.workers=[1,4]",
-        log=log,
-        environment=cluster.driver_environment,
-    )
+    process, log = start_elastic(cluster, dataset, tmp_path, workers="[1,4]")
     wait_until(lambda: logged_steps(tmp_path) >= 2, process, MOMENT_SECONDS)
     pair = cluster.add_node(cpus=2, address="127.0.0.4")
     wait_until(lambda: sizes_of(tmp_path)[1:] and steps_since_resumed(tmp_path) > 2, process, MOMENT_SECONDS)
@@ -155,13 +151,7 @@ def test_run_leaves_a_node_that_is_taken_back_before_its_deadline(
     for number in (2, 3):
         cluster.add_node(cpus=1, address=f"127.0.0.{number}")
     cluster.wait_for_nodes()
-    log = tmp_path / "log"
-    process = start(
-        *pretrain(tmp_path, dataset),
-        "resources.workers=[1,2]",
-        log=log,
-        environment=cluster.driver_environment,
-    )
+    process, log = start_elastic(cluster, dataset, tmp_path, workers="[1,2]")
     wait_until(lambda: logged_steps(tmp_path) >= 12, process, MOMENT_SECONDS)
     cluster.drain("127.0.0.3", deadline_seconds=120)
     wait_until(lambda: "regrouped" in events_of(tmp_path), process, MOMENT_SECONDS)

@@ -56,12 +56,16 @@ def _save(run: Path, step: int) -> None:
     writer.finish()
 
 
+def _config(run: Path) -> RunConfig:
+    return RunConfig(name=run.name, storage=str(run.parent), data=DataConfig(dataset="unused"))
+
+
 def _continue(run: Path, posted: list[dict[str, Any]], collectives: Collectives | None = None) -> None:
     unused: Any = None
     load_newest(
         unused,
         unused,
-        config=RunConfig(name=run.name, storage=str(run.parent), data=DataConfig(dataset="unused")),
+        config=_config(run),
         plan=unused,
         topology=Topology(),
         collectives=collectives or Collectives(),
@@ -209,7 +213,7 @@ def _begin(directory: Path, initial: object, *, attempt: int) -> tuple[list[obje
     load_newest(
         engine,
         given,
-        config=RunConfig(name=directory.name, storage=str(directory.parent), data=DataConfig(dataset="unused")),
+        config=_config(directory),
         plan=unused,
         topology=Topology(),
         collectives=Collectives(),
