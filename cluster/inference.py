@@ -34,7 +34,7 @@ from data_pipeline.tokenizer import Tokenizer
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
 from llm.errors import ModelError
-from llm.transformer import Transformer
+from llm.transformer import Transformer, attention_needs
 
 logger = logging.getLogger(__name__)
 
@@ -97,7 +97,8 @@ def read_model(info: CheckpointInfo, config: ModelConfig) -> Transformer:
         CheckpointError: The checkpoint is of another model, or cannot be read.
     """
     assert info.manifest is not None
-    attention, _ = resolve_attention(config.attention)
+    needs = attention_needs(config, "cpu", documents=True, training=False)
+    attention, _ = resolve_attention(config.attention, needs)
     model = Transformer(config, attention)
     reader = CheckpointReader(info.directory, info.manifest)
     with torch.no_grad():

@@ -11,6 +11,7 @@ from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
+from llm.transformer import attention_needs
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
@@ -42,7 +43,10 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
     if zero_stage is not None:
         check_zero(config.zero, device=topology.device, workers=topology.world_size)
         check_zero_precision(config.zero, precision)
-    attention, why_attention = resolve_attention(config.model.attention)
+    needs = attention_needs(
+        config.model, topology.device.split(":")[0], documents=config.data.document_mask, training=True
+    )
+    attention, why_attention = resolve_attention(config.model.attention, needs)
     layout = Layout(
         world_size=topology.world_size,
         zero_stage=zero_stage,

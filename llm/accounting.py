@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llm.config import ModelConfig
@@ -24,13 +25,13 @@ class ParameterCount:
     """Distinct parameters by the part of the model that owns them."""
 
     embedding: int
-    """Token embedding, V * D."""
+    """Token embedding, V * D, and the rows of learned positions."""
     attention: int
-    """Query, key, value and output projections of all layers."""
+    """Query, key, value and output projections of all layers, with biases."""
     feed_forward: int
-    """Gate, up and down projections of all layers."""
+    """Feed-forward projections of all layers, with biases."""
     norms: int
-    """All RMSNorm scales."""
+    """Scales and biases of all norms."""
     output: int
     """Output projection, V * D; 0 when it is the embedding itself."""
     total: int
@@ -64,21 +65,39 @@ def vocabulary_size(config: ModelConfig) -> int:
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every distinct parameter by its name, in the order in which the module registers them.
 
-    The names are those of Hugging Face's Llama. With `tie_word_embeddings` there is no `lm_head.weight`; with
-    `qk_norm` every layer also has Qwen3's `self_attn.q_norm.weight` and `self_attn.k_norm.weight`.
+    With `tie_word_embeddings` there is no `lm_head.weight`.
 
     Raises:
         ModelConfigError: vocab_size is still null.
     """
     V, D = vocabulary_size(config), config.hidden_size
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (V, D)}
+    if config.position_embedding == "learned":
+        assert config.max_position_embeddings is not None
+        shapes["model.embed_positions.weight"] = (config.max_position_embeddings, D)
     for layer in range(config.num_hidden_layers):
         for name, shape in _block_shapes(config).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
-    shapes["model.norm.weight"] = (D,)
+    shapes.update(_norm_shapes("model.norm", config))
     if not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (V, D)
     return shapes
+
+
+def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dict[str, int]:
+    """The matrices, or biases, that a parameter holds one below the other: rows by the name each has on its own.
+
+    Queries, keys and values are one parameter, since one product makes them all, and so are gate and up projections;
+    they begin, are updated by Muon, and are exchanged with others as the matrices they are.
+    """
+    module, _, kind = name.rpartition(".")
+    K, F = config.head_size, config.intermediate_size
+    if module.endswith("self_attn.qkv_proj"):
+        heads = {"q": config.num_attention_heads, "k": config.key_value_heads, "v": config.key_value_heads}
+        return {f"{module.removesuffix('qkv_proj')}{part}_proj.{kind}": n * K for part, n in heads.items()}
+    if module.endswith("mlp.gate_up_proj"):
+        return {f"{module.removesuffix('gate_up_proj')}{part}_proj.{kind}": F for part in ("gate", "up")}
+    return {name: shape[0]}
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
@@ -153,22 +172,36 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "self_attn.q_norm.weight": (K,),
         "self_attn.k_norm.weight": (K,),
     }
+    up = ("mlp.gate_up_proj", 2 * F) if config.gated_mlp else ("mlp.up_proj", F)
     return {
-        "input_layernorm.weight": (D,),
-        "self_attn.q_proj.weight": (queries, D),
-        "self_attn.k_proj.weight": (keys, D),
-        "self_attn.v_proj.weight": (keys, D),
-        "self_attn.o_proj.weight": (D, queries),
+        **_norm_shapes("input_layernorm", config),
+        **_linear_shapes("self_attn.qkv_proj", queries + 2 * keys, D, config.attention_bias),
+        **_linear_shapes("self_attn.o_proj", D, queries, config.output_bias),
         **(head_norms if config.qk_norm else {}),
-        "post_attention_layernorm.weight": (D,),
-        "mlp.gate_proj.weight": (F, D),
-        "mlp.up_proj.weight": (F, D),
-        "mlp.down_proj.weight": (D, F),
+        **(_norm_shapes("attention_output_norm", config) if config.sandwich_norm else {}),
+        **_norm_shapes("post_attention_layernorm", config),
+        **_linear_shapes(*up, D, config.mlp_bias),
+        **_linear_shapes("mlp.down_proj", D, F, config.mlp_bias),
+        **(_norm_shapes("mlp_output_norm", config) if config.sandwich_norm else {}),
     }
 
 
+def _linear_shapes(name: str, rows: int, columns: int, bias: bool) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
+
+
+def _norm_shapes(name: str, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    kinds = ("weight",) if config.normalization == "rms_norm" else ("weight", "bias")
+    return {f"{name}.{kind}": (config.hidden_size,) for kind in kinds}
+
+
+def is_norm(name: str) -> bool:
+    """Whether a parameter is a norm's scale or bias."""
+    return name.rpartition(".")[0].endswith("norm")
+
+
 def _part_of(name: str) -> str:
-    if name.endswith("norm.weight"):
+    if is_norm(name):
         return "norms"
     if ".self_attn." in name:
         return "attention"

@@ -31,8 +31,55 @@ class AttentionMask(NamedTuple):
     """
 
 
-Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask], Tensor]
-"""attend(q_BTHK, k_BSGK, v_BSGK, mask) -> BTHK in the dtype of q; scores are scaled by 1 / sqrt(K)."""
+class Visibility(NamedTuple):
+    """Which keys each query sees: what a backend makes its mask of, once a forward pass and window."""
+
+    query_length: int
+    """T; the queries are the last T of the S key positions."""
+    key_length: int
+    """S, at least T."""
+    document_ids_BS: Tensor | None  # noqa: N815
+    """Equal integers for tokens of one document; a query sees keys of its own document alone."""
+    window: int | None
+    """A query at position i sees keys j with i - window < j <= i; None means all before."""
+    dtype: torch.dtype
+    """Of the queries."""
+    device: torch.device
+
+
+class ScoreRule(NamedTuple):
+    """How scores become weights."""
+
+    scale: float
+    """Scores are scale * q.k."""
+    softcap: float | None
+    """Then softcap * tanh(scores / softcap)."""
+    dropout: float
+    """Fraction of the weights set to zero; 0 outside training."""
+
+
+Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask, ScoreRule], Tensor]
+"""attend(q_BTHK, k_BSGK, v_BSGK, mask, scores) -> BTHK in the dtype of q."""
+
+
+class Backend(NamedTuple):
+    """One way to compute attention."""
+
+    name: str
+    prepare: Callable[[Visibility], AttentionMask]
+    attend: Attend
+
+
+class AttentionNeeds(NamedTuple):
+    """What a backend has to serve."""
+
+    device: str
+    softcap: bool = False
+    window: bool = False
+    documents: bool = False
+    dropout: bool = False
+    head_size: int = 64
+    training: bool = True
 
 
 class ResolvedAttention(NamedTuple):
@@ -42,39 +89,27 @@ class ResolvedAttention(NamedTuple):
     reason: str
 
 
-def causal_mask(query_length: int, key_length: int, dtype: torch.dtype, device: torch.device) -> AttentionMask:
-    """Mask of queries that are the last `query_length` of `key_length` positions; the rest sits in a cache.
-
-    Args:
-        query_length: T, at least 1.
-        key_length: S, at least T.
-        dtype: Of the bias, where one is needed: that of the queries.
-        device: Of the bias.
-    """
-    if query_length == key_length:
-        return AttentionMask(is_causal=True, bias=None)
-    if query_length == 1:
-        return AttentionMask(is_causal=False, bias=None)
-    visible_TS = torch.ones(query_length, key_length, dtype=torch.bool, device=device)
-    visible_TS = visible_TS.tril(diagonal=key_length - query_length)
-    return AttentionMask(is_causal=False, bias=_bias(visible_TS[None], dtype))
-
-
-def document_mask(document_ids_BT: Tensor, dtype: torch.dtype) -> AttentionMask:
-    """Causal mask in which a query sees only keys of its own document.
-
-    Args:
-        document_ids_BT: Equal integers for tokens of one document. Every query sees itself, padding included,
-            so no row is empty.
-        dtype: Of the bias: that of the queries.
-    """
-    length = document_ids_BT.shape[1]
-    causal_TS = torch.ones(length, length, dtype=torch.bool, device=document_ids_BT.device).tril()
-    same_BTS = document_ids_BT[:, :, None] == document_ids_BT[:, None, :]
-    return AttentionMask(is_causal=False, bias=_bias(same_BTS & causal_TS, dtype))
+def bias_mask(visible: Visibility) -> AttentionMask:
+    """Plain causal where it can be, else a bias."""
+    T, S = visible.query_length, visible.key_length
+    window = None if visible.window is None or visible.window >= S else visible.window
+    if visible.document_ids_BS is None and window is None:
+        if T == S:
+            return AttentionMask(is_causal=True, bias=None)
+        if T == 1:
+            return AttentionMask(is_causal=False, bias=None)
+    keys_S = torch.arange(S, device=visible.device)
+    behind_TS = keys_S[S - T :, None] - keys_S
+    visible_BTS = (behind_TS >= 0)[None]
+    if window is not None:
+        visible_BTS = visible_BTS & (behind_TS < window)
+    if visible.document_ids_BS is not None:
+        documents_BS = visible.document_ids_BS
+        visible_BTS = visible_BTS & (documents_BS[:, S - T :, None] == documents_BS[:, None, :])
+    return AttentionMask(is_causal=False, bias=_bias(visible_BTS, visible.dtype))
 
 
-def eager_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: AttentionMask) -> Tensor:
+def eager_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: AttentionMask, scores: ScoreRule) -> Tensor:
     """The obvious attention, in fp32: scores, mask, softmax, weighted mean (arXiv:1706.03762, eq. 1).
 
     Query head h reads key/value head h // R, as in grouped-query attention (arXiv:2305.13245).
@@ -85,15 +120,17 @@ def eager_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Attent
         hidden_TS = torch.ones(T, S, dtype=torch.bool, device=q_BTHK.device).triu(diagonal=1)
         mask = AttentionMask(is_causal=False, bias=_bias(~hidden_TS[None], torch.float32))
     q_BTGRK = q_BTHK.float().reshape(B, T, G, H // G, K)
-    scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK.float()) * K**-0.5
+    scores_BGRTS = torch.einsum("btgrk,bsgk->bgrts", q_BTGRK, k_BSGK.float()) * scores.scale
+    if scores.softcap is not None:
+        scores_BGRTS = scores.softcap * (scores_BGRTS / scores.softcap).tanh()
     if mask.bias is not None:
         scores_BGRTS = scores_BGRTS + mask.bias[:, :, None].float()
-    weights_BGRTS = scores_BGRTS.softmax(dim=-1)
+    weights_BGRTS = F.dropout(scores_BGRTS.softmax(dim=-1), scores.dropout)
     mixed_BTGRK = torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK.float())
     return mixed_BTGRK.reshape(B, T, H, K).to(q_BTHK.dtype)
 
 
-def sdpa_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: AttentionMask) -> Tensor:
+def sdpa_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: AttentionMask, scores: ScoreRule) -> Tensor:
     """torch's scaled_dot_product_attention; key/value heads are shared by the kernel, never copied out."""
     bias_B1TS = mask.bias
     if bias_B1TS is not None:
@@ -105,27 +142,27 @@ def sdpa_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Attenti
         v_BSGK.transpose(1, 2),
         attn_mask=bias_B1TS,
         is_causal=mask.is_causal,
+        dropout_p=scores.dropout,
+        scale=scores.scale,
         enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
     )
     return mixed_BHTK.transpose(1, 2)
 
 
-BACKENDS: dict[str, Attend] = {"eager": eager_attention, "sdpa": sdpa_attention}
+BACKENDS = {"eager": Backend("eager", bias_mask, eager_attention), "sdpa": Backend("sdpa", bias_mask, sdpa_attention)}
 
 
-def resolve_attention(name: str) -> ResolvedAttention:
-    """Turn a configured name into the backend that will run, with the reason for the log.
-
-    Raises:
-        AttentionBackendError: No backend has that name.
-    """
+def resolve_attention(name: str, needs: AttentionNeeds) -> ResolvedAttention:
+    """Turn a configured name into the backend that will run, with the reason for the log."""
     if name == "auto":
+        if needs.softcap:
+            return ResolvedAttention("eager", "auto: scores are capped, which torch's fused kernels do not do")
         return ResolvedAttention("sdpa", "auto: torch's fused kernels run on every device and need no extra package")
     attention_backend(name)
     return ResolvedAttention(name, "asked for by name")
 
 
-def attention_backend(name: str) -> Attend:
+def attention_backend(name: str) -> Backend:
     """The backend of exactly that name.
 
     Raises:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
+from llm.model_config import STRICT, ModelConfig, RopeScaling
+
+__all__ = ["STRICT", "ModelConfig", "OptimizerConfig", "OptimizerName", "RopeScaling", "ScheduleConfig"]
+
 OptimizerName = Literal["adamw", "sgd", "muon"]
 _OPTIMIZERS_OF_FIELD: dict[str, tuple[OptimizerName, ...]] = {
     "betas": ("adamw", "muon"),
@@ -16,75 +19,6 @@ _OPTIMIZERS_OF_FIELD: dict[str, tuple[OptimizerName, ...]] = {
     "learning_rate_adjustment": ("muon",),
 }
 """The optimizers that read each field; others are read by all."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Shape of the decoder Transformer. Fields are named as in Hugging Face's Llama config."""
-
-    __pydantic_config__ = STRICT
-
-    vocab_size: int | None = None
-    """Pieces the embedding holds; null takes the tokenizer's size."""
-    hidden_size: int = 256
-    """Width D of the residual stream."""
-    num_hidden_layers: int = 6
-    """Decoder blocks."""
-    num_attention_heads: int = 8
-    """Query heads H; must divide hidden_size unless head_dim is given."""
-    num_key_value_heads: int | None = None
-    """Key/value heads G; must divide num_attention_heads. Null means one per query head."""
-    head_dim: int | None = None
-    """Size K of one head; null means hidden_size / num_attention_heads."""
-    intermediate_size: int = 704
-    """Width F of the SwiGLU feed-forward."""
-    rope_theta: float = 10000.0
-    """Base of the rotary position frequencies."""
-    rms_norm_eps: float = 1e-5
-    """Added to the mean square before the root."""
-    tie_word_embeddings: bool = True
-    """Use the input embedding as the output projection."""
-    qk_norm: bool = False
-    """RMS-normalise queries and keys per head before the rotation."""
-    initializer_range: float = 0.02
-    """Standard deviation of initial weights; residual outputs are divided by sqrt(2 * layers)."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `auto` resolves once."""
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):
-            _require_positive(name, getattr(self, name))
-        for name in ("vocab_size", "num_key_value_heads", "head_dim"):
-            if getattr(self, name) is not None:
-                _require_positive(name, getattr(self, name))
-        for name in ("rope_theta", "rms_norm_eps", "initializer_range"):
-            _require_positive(name, getattr(self, name))
-        if self.head_dim is None and self.hidden_size % self.num_attention_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_attention_heads} does not divide hidden_size {self.hidden_size}: "
-                "every head needs the same whole size. Change one of them, or set head_dim."
-            )
-        if self.num_attention_heads % self.key_value_heads:
-            raise ValueError(
-                f"num_key_value_heads {self.key_value_heads} does not divide num_attention_heads "
-                f"{self.num_attention_heads}: each key/value head serves a whole group of query heads. "
-                "Take a divisor."
-            )
-        if self.head_size % 2:
-            raise ValueError(
-                f"the head size is {self.head_size}, which is odd: rotary positions turn pairs of numbers. "
-                "Change hidden_size or num_attention_heads, or set an even head_dim."
-            )
-
-    @property
-    def head_size(self) -> int:
-        """Size K of one attention head."""
-        return self.head_dim if self.head_dim is not None else self.hidden_size // self.num_attention_heads
-
-    @property
-    def key_value_heads(self) -> int:
-        """Number G of key/value heads."""
-        return self.num_key_value_heads if self.num_key_value_heads is not None else self.num_attention_heads
 
 
 @dataclass(frozen=True, kw_only=True)

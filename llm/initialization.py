@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from llm.accounting import is_norm, parameter_parts
 from llm.config import ModelConfig
 from llm.errors import InitializationError
 
@@ -17,8 +18,9 @@ _RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
 def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
     """The value with which a parameter starts.
 
-    Norm scales are one; matrices are normal with standard deviation `initializer_range`, and those that write
-    to the residual stream are divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3).
+    Norm scales are one, biases zero; matrices are normal with standard deviation `initializer_range`, and those that
+    write to the residual stream are divided by sqrt(2 * layers), as in GPT-2 (Radford et al. 2019, section 2.3), unless
+    `depth_scaled_initialization` is off. Matrices that lie in one parameter start as they would on their own.
 
     Args:
         name: Full name of the parameter in the model.
@@ -30,22 +32,27 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
         fp32, on the CPU.
 
     Raises:
-        InitializationError: A vector that is no norm scale: it has no rule.
+        InitializationError: A vector that is neither norm nor bias: it has no rule.
     """
-    if name.endswith("norm.weight"):
+    if name.endswith(".bias"):
+        return torch.zeros(shape, dtype=torch.float32, device="cpu")
+    if is_norm(name):
         return torch.ones(shape, dtype=torch.float32, device="cpu")
     if len(shape) < 2:
         raise InitializationError(
-            f"parameter {name} has shape {shape}: only matrices, and scales whose name ends in norm.weight, "
+            f"parameter {name} has shape {shape}: only matrices, biases, and scales whose name ends in norm.weight, "
             "have an initial value. Rename it, or add its rule to llm/initialization.py."
         )
     deviation = config.initializer_range
-    if name.endswith(_RESIDUAL_OUTPUTS):
+    if config.depth_scaled_initialization and name.endswith(_RESIDUAL_OUTPUTS):
         deviation /= math.sqrt(2 * config.num_hidden_layers)
-    digest = hashlib.blake2b(f"{seed}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little"))
     value = torch.empty(shape, dtype=torch.float32, device="cpu")
-    return value.normal_(0.0, deviation, generator=generator)
+    parts = parameter_parts(name, shape, config)
+    for part, rows in zip(parts, torch.split(value, list(parts.values())), strict=True):
+        digest = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
+        generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little"))
+        rows.normal_(0.0, deviation, generator=generator)
+    return value
 
 
 def initialize(model: nn.Module, config: ModelConfig, seed: int) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from llm.errors import ModelInputError
+
 
 class LayerCache:
     """Keys and values of one layer, held in memory that grows by whole blocks."""
@@ -49,8 +51,27 @@ class KeyValueCache:
 
     def __init__(self, num_layers: int, block_tokens: int = 256) -> None:
         self.layers = [LayerCache(block_tokens) for _ in range(num_layers)]
+        self._document_ids_BS: Tensor | None = None
 
     @property
     def length(self) -> int:
         """Positions held, in tokens."""
         return self.layers[0].length
+
+    def append_documents(self, document_ids_BT: Tensor | None, length: int) -> Tensor | None:
+        """Add the documents of new tokens, before their keys; returns those of all positions. Shape: (B, S).
+
+        Raises:
+            ModelInputError: Some tokens of a row have documents and others have none.
+        """
+        if self.length and (document_ids_BT is None) != (self._document_ids_BS is None):
+            raise ModelInputError(
+                f"the cache holds {self.length} tokens {'without' if self._document_ids_BS is None else 'with'} "
+                f"document_ids and {length} more came {'without' if document_ids_BT is None else 'with'}: which tokens "
+                "see each other is then unknown. Pass document_ids for all tokens or for none."
+            )
+        if document_ids_BT is None:
+            return None
+        held_BS = self._document_ids_BS
+        self._document_ids_BS = document_ids_BT if held_BS is None else torch.cat((held_BS, document_ids_BT), dim=1)
+        return self._document_ids_BS

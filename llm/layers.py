@@ -1,4 +1,4 @@
-"""The parts of a Llama decoder block (arXiv:2302.13971), with the parameter names of Hugging Face's Llama.
+"""The parts of a decoder block: Llama's (arXiv:2302.13971), and what its relatives have besides.
 
 Constructors leave parameters uninitialised: their values come from `llm.initialization` or from a checkpoint.
 Legend: B batch, T sequence, D model, H query heads, G key/value heads, K head size, F hidden, V vocabulary.
@@ -6,27 +6,37 @@ Legend: B batch, T sequence, D model, H query heads, G key/value heads, K head s
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.attention import Attend, AttentionMask
-from llm.config import ModelConfig
+from llm.attention import AttentionMask, Backend, ScoreRule
 from llm.kv_cache import LayerCache
+from llm.model_config import ModelConfig
+from llm.rotary import Rotary, rotate
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+}
 
 
 class Linear(nn.Module):
-    """A matrix without bias. Unlike torch's own it spends no time on values that will be overwritten."""
+    """A matrix, and a bias where asked for. Unlike torch's own it spends no time on values that are overwritten."""
 
-    def __init__(self, in_features: int, out_features: int) -> None:
+    def __init__(self, in_features: int, out_features: int, bias: bool = False) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features))
+        self.bias = nn.Parameter(torch.empty(out_features)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape: (..., in_features) -> (..., out_features)."""
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
 
 class Embedding(nn.Module):
@@ -54,99 +64,132 @@ class RMSNorm(nn.Module):
         return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
 
 
-class Rotary(NamedTuple):
-    """Cosine and sine of every position's angles, in fp32 whatever the dtype of the model."""
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last dimension with scale and bias (arXiv:1607.06450)."""
 
-    cos: Tensor
-    """Shape: (T, 1, K / 2)."""
-    sin: Tensor
-    """Shape: (T, 1, K / 2)."""
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Shape: (..., size) -> (..., size), same dtype."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
 
-def rotary_tables(start: int, length: int, head_size: int, theta: float, device: torch.device) -> Rotary:
-    """Angles of `length` positions from `start` on (RoPE, arXiv:2104.09864, in Llama's half-rotation form).
+def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
+    """A norm of the residual stream, of the kind that the configuration names."""
+    kind = RMSNorm if config.normalization == "rms_norm" else LayerNorm
+    return kind(config.hidden_size, config.rms_norm_eps)
 
-    Made anew in each forward pass, a few thousand numbers: a buffer would lose its precision when someone
-    casts the module to bf16, and would need a largest length. Documents in a sequence do not restart the
-    positions: scores depend on differences only, so a document's attention is the same wherever it stands.
+
+class Surroundings(NamedTuple):
+    """What the layers of one type share during a forward pass.
+
+    A tuple, not a class of its own: wrappers that walk over a module's inputs know what to do with it.
     """
-    pairs = torch.arange(0, head_size, 2, dtype=torch.float32, device=device)
-    frequencies_K = 1.0 / theta ** (pairs / head_size)
-    positions_T = torch.arange(start, start + length, dtype=torch.float32, device=device)
-    angles_T1K = positions_T[:, None, None] * frequencies_K
-    return Rotary(angles_T1K.cos(), angles_T1K.sin())
 
-
-def rotate(x_BTHK: Tensor, rotary: Rotary) -> Tensor:
-    """Turn the pairs (i, i + K/2) of each head by their position's angle, computed in fp32; dtype is kept."""
-    left_BTHK, right_BTHK = x_BTHK.chunk(2, dim=-1)
-    cos_T1K, sin_T1K = rotary
-    turned_left = left_BTHK * cos_T1K - right_BTHK * sin_T1K
-    turned_right = right_BTHK * cos_T1K + left_BTHK * sin_T1K
-    return torch.cat((turned_left, turned_right), dim=-1).to(x_BTHK.dtype)
+    rotary: Rotary | None
+    """None where positions are not rotated."""
+    mask: AttentionMask
 
 
 class Attention(nn.Module):
-    """Grouped-query self-attention with rotary positions, optionally with normalised queries and keys.
+    """Grouped-query self-attention (arXiv:2305.13245); one product makes queries, keys and values.
 
-    Query-key normalisation is per head and before the rotation, as in Qwen3 (arXiv:2505.09388).
+    The rows of `qkv_proj` are those of Hugging Face's q_proj, k_proj and v_proj, one below the other.
     """
 
-    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
         D, H, G, K = config.hidden_size, config.num_attention_heads, config.key_value_heads, config.head_size
-        self.head_size = K
-        self.attend = attend
-        self.q_proj = Linear(D, H * K)
-        self.k_proj = Linear(D, G * K)
-        self.v_proj = Linear(D, G * K)
-        self.o_proj = Linear(H * K, D)
+        self.heads = (H, G, K)
+        self.attend = backend.attend
+        self.scores = ScoreRule(config.score_scale, config.attn_logit_softcapping, config.attention_dropout)
+        self.qkv_proj = Linear(D, (H + 2 * G) * K, bias=config.attention_bias)
+        self.o_proj = Linear(H * K, D, bias=config.output_bias)
         self.q_norm = RMSNorm(K, config.rms_norm_eps) if config.qk_norm else None
         self.k_norm = RMSNorm(K, config.rms_norm_eps) if config.qk_norm else None
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D). With a cache, the new keys and values are added to it."""
-        heads = (-1, self.head_size)
-        q_BTHK: Tensor = self.q_proj(x_BTD).unflatten(-1, heads)
-        k_BTGK: Tensor = self.k_proj(x_BTD).unflatten(-1, heads)
-        v_BTGK: Tensor = self.v_proj(x_BTD).unflatten(-1, heads)
+        H, G, K = self.heads
+        qk_BTNK, v_BTGK = self.qkv_proj(x_BTD).unflatten(-1, (H + 2 * G, K)).split((H + G, G), dim=2)
         if self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
-        q_BTHK, k_BTGK = rotate(q_BTHK, rotary), rotate(k_BTGK, rotary)
+            q_BTHK, k_BTGK = qk_BTNK.split((H, G), dim=2)
+            qk_BTNK = torch.cat((self.q_norm(q_BTHK), self.k_norm(k_BTGK)), dim=2)
+        if around.rotary is not None:
+            qk_BTNK = rotate(qk_BTNK, around.rotary)
+        q_BTHK, k_BTGK = qk_BTNK.split((H, G), dim=2)
         if cache is not None:
             k_BTGK, v_BTGK = cache.append(k_BTGK, v_BTGK)
-        mixed_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, mask)
+        scores = self.scores if self.training else self.scores._replace(dropout=0.0)
+        mixed_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, around.mask, scores)
         projected_BTD: Tensor = self.o_proj(mixed_BTHK.flatten(2))
         return projected_BTD
 
 
 class FeedForward(nn.Module):
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) * up(x))."""
+    """down(act(gate(x)) * up(x)) (arXiv:2002.05202); one product makes gate and up.
+
+    The rows of `gate_up_proj` are those of Hugging Face's gate_proj and up_proj, one below the other.
+    """
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.up_proj = Linear(config.hidden_size, config.intermediate_size)
-        self.down_proj = Linear(config.intermediate_size, config.hidden_size)
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D)."""
-        down_BTD: Tensor = self.down_proj(F.silu(self.gate_proj(x_BTD)) * self.up_proj(x_BTD))
+        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
+        down_BTD: Tensor = self.down_proj(self.activation(gate_BTF) * up_BTF)
+        return down_BTD
+
+
+class PlainFeedForward(nn.Module):
+    """down(act(up(x))), as in GPT-2."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = ACTIVATIONS[config.hidden_act]
+        self.up_proj = Linear(config.hidden_size, config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Shape: (B, T, D) -> (B, T, D)."""
+        down_BTD: Tensor = self.down_proj(self.activation(self.up_proj(x_BTD)))
         return down_BTD
 
 
 class Block(nn.Module):
     """One decoder block: each half normalises its input and adds its output to the residual stream."""
 
-    def __init__(self, config: ModelConfig, attend: Attend) -> None:
+    def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
-        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.self_attn = Attention(config, attend)
-        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = FeedForward(config)
+        self.multiplier = config.residual_multiplier
+        self.dropout = config.residual_dropout
+        self.input_layernorm = make_norm(config)
+        self.self_attn = Attention(config, backend)
+        self.attention_output_norm = make_norm(config) if config.sandwich_norm else None
+        self.post_attention_layernorm = make_norm(config)
+        self.mlp = FeedForward(config) if config.gated_mlp else PlainFeedForward(config)
+        self.mlp_output_norm = make_norm(config) if config.sandwich_norm else None
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, mask: AttentionMask, cache: LayerCache | None = None) -> Tensor:
+    def forward(self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D)."""
-        x_BTD = x_BTD + self.self_attn(self.input_layernorm(x_BTD), rotary, mask, cache)
-        output_BTD: Tensor = x_BTD + self.mlp(self.post_attention_layernorm(x_BTD))
-        return output_BTD
+        mixed_BTD = self.self_attn(self.input_layernorm(x_BTD), around, cache)
+        x_BTD = self._added(x_BTD, mixed_BTD, self.attention_output_norm)
+        fed_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
+        return self._added(x_BTD, fed_BTD, self.mlp_output_norm)
+
+    def _added(self, x_BTD: Tensor, half_BTD: Tensor, norm: nn.Module | None) -> Tensor:
+        if norm is not None:
+            half_BTD = norm(half_BTD)
+        if self.dropout:
+            half_BTD = F.dropout(half_BTD, self.dropout, self.training)
+        if self.multiplier != 1.0:
+            half_BTD = half_BTD * self.multiplier
+        return x_BTD + half_BTD

@@ -20,13 +20,39 @@ output weight, which is V x D."""
 class LossSums(NamedTuple):
     """Sums over the targets of one micro-batch, fp32 scalars. Loss = sum of loss_sum / sum of weight_sum."""
 
+    objective_sum: Tensor
+    """What is minimised: the weighted cross entropy and every penalty. Carries the gradient."""
     loss_sum: Tensor
-    """Weighted cross entropy, in nats. Carries the gradient."""
+    """Weighted cross entropy alone, in nats."""
     weight_sum: Tensor
     """Sum of the loss weights: the number of targets where these are 0 and 1."""
+    terms: dict[str, Tensor]
+    """Other sums that belong to the targets, by name, each of one shape for the whole run."""
 
 
-def cross_entropy_sums(logits_BTV: Tensor, targets_BT: Tensor, loss_weights_BT: Tensor) -> LossSums:
+class LossRule(NamedTuple):
+    """How products of hidden states and output weight become logits, and logits a loss."""
+
+    scale: float = 1.0
+    """Logits are scale * product."""
+    softcap: float | None = None
+    """Then softcap * tanh(logits / softcap) (arXiv:2408.00118)."""
+    z_loss: float = 0.0
+    """Coefficient of logsumexp(logits)^2, which keeps the partition function near 1 (PaLM, arXiv:2204.02311)."""
+
+    def logits(self, products: Tensor) -> Tensor:
+        """Logits, in the dtype of the products."""
+        logits = products if self.scale == 1.0 else products * self.scale
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+
+
+PLAIN = LossRule()
+Z_LOSS = "z_loss"
+
+
+def cross_entropy_sums(
+    logits_BTV: Tensor, targets_BT: Tensor, loss_weights_BT: Tensor, z_loss: float = 0.0
+) -> LossSums:
     """Weighted sum of -log softmax(logits)[target], in fp32 whatever the dtype of the logits.
 
     The obvious twin of `linear_cross_entropy_sums`.
@@ -34,12 +60,19 @@ def cross_entropy_sums(logits_BTV: Tensor, targets_BT: Tensor, loss_weights_BT: 
     Args:
         logits_BTV: Any floating dtype.
         targets_BT: int64 in [0, V); anything at all where the weight is 0.
-        loss_weights_BT: Weight of each target; 0 leaves it out of both sums and out of the gradient.
+        loss_weights_BT: Weight of each target; 0 leaves it out of all sums and out of the gradient.
+        z_loss: Coefficient of the squared log partition function.
     """
     weights_N = loss_weights_BT.flatten().float()
+    logits_NV = logits_BTV.flatten(0, 1).float()
     targets_N = targets_BT.flatten().masked_fill(weights_N == 0, _IGNORED)
-    losses_N = F.cross_entropy(logits_BTV.flatten(0, 1).float(), targets_N, reduction="none", ignore_index=_IGNORED)
-    return LossSums(loss_sum=(losses_N * weights_N).sum(), weight_sum=weights_N.sum())
+    losses_N = F.cross_entropy(logits_NV, targets_N, reduction="none", ignore_index=_IGNORED)
+    loss_sum, weight_sum = (losses_N * weights_N).sum(), weights_N.sum()
+    if not z_loss:
+        return LossSums(loss_sum, loss_sum.detach(), weight_sum, {})
+    squares_N = torch.where(weights_N == 0, 0.0, logits_NV.logsumexp(dim=-1) ** 2)
+    z_sum = z_loss * (squares_N * weights_N).sum()
+    return LossSums(loss_sum + z_sum, loss_sum.detach(), weight_sum, {Z_LOSS: z_sum.detach()})
 
 
 def linear_cross_entropy_sums(
@@ -47,9 +80,10 @@ def linear_cross_entropy_sums(
     weight_VD: Tensor,
     targets_BT: Tensor,
     loss_weights_BT: Tensor,
+    rule: LossRule = PLAIN,
     chunk_bytes: int = CHUNK_BYTES,
 ) -> LossSums:
-    """`cross_entropy_sums` of `hidden @ weight.T`, without ever holding the logits of all positions.
+    """`cross_entropy_sums` of `rule.logits(hidden @ weight.T)`, without ever holding the logits of all positions.
 
     Rows are taken in chunks; each chunk's gradients are made beside its loss, while its logits are there (as in Liger
     Kernel, arXiv:2410.10989, section 3.2), so that nothing is computed twice. Memory: the forward pass holds the two
@@ -59,7 +93,8 @@ def linear_cross_entropy_sums(
         hidden_BTD: Any floating dtype, in which the products are computed.
         weight_VD: Output projection, of the same dtype.
         targets_BT: int64 in [0, V); anything at all where the weight is 0.
-        loss_weights_BT: Weight of each target; 0 leaves it out of both sums and out of the gradient.
+        loss_weights_BT: Weight of each target; 0 leaves it out of all sums and out of the gradient.
+        rule: What becomes of the products.
         chunk_bytes: fp32 logits of one chunk; at least one row is taken.
     """
     weights_N = loss_weights_BT.flatten().float()
@@ -68,55 +103,81 @@ def linear_cross_entropy_sums(
     if not torch.is_grad_enabled():  # the function itself cannot tell: parameters ask for gradients there too
         hidden_BTD, weight_VD = hidden_BTD.detach(), weight_VD.detach()
     hidden_ND = hidden_BTD.flatten(0, 1)
-    loss_sum = _LinearCrossEntropy.apply(hidden_ND, weight_VD, targets_N, weights_N, rows)  # type: ignore[no-untyped-call]
-    return LossSums(loss_sum=loss_sum, weight_sum=weights_N.sum())
+    objective_sum, loss_sum, z_sum = _LinearCrossEntropy.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_VD, targets_N, weights_N, rule, rows
+    )
+    return LossSums(objective_sum, loss_sum, weights_N.sum(), {Z_LOSS: z_sum} if rule.z_loss else {})
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """Weighted sum of -log softmax(hidden @ weight.T)[target]; d/d logits = weight of the row * (softmax - one-hot)."""
+    """Weighted sums of -log softmax(logits)[target] and of z_loss * logsumexp(logits)^2, and the sum of both.
+
+    With L the logsumexp, d/d logits = weight of the row * ((1 + 2 z_loss L) softmax - one-hot).
+    """
 
     @staticmethod
     def forward(
-        context: Any, hidden_ND: Tensor, weight_VD: Tensor, targets_N: Tensor, weights_N: Tensor, rows: int
-    ) -> Tensor:
-        """Loss, and where anything asks for gradients these too."""
+        context: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        targets_N: Tensor,
+        weights_N: Tensor,
+        rule: LossRule,
+        rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Objective, loss and z-loss, and where anything asks for gradients these too."""
         wants_hidden, wants_weight = context.needs_input_grad[:2]
         loss_sum = torch.zeros((), dtype=torch.float32, device=hidden_ND.device)
+        z_sum = torch.zeros_like(loss_sum)
         grad_hidden_ND = torch.empty_like(hidden_ND) if wants_hidden else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_weight else None
         for start in range(0, len(hidden_ND), rows):
             part = slice(start, start + rows)
-            hidden_CD, weights_C1 = hidden_ND[part], weights_N[part, None]
-            targets_C1 = targets_N[part, None]
-            logits_CV = F.linear(hidden_CD, weight_VD).float()
-            target_logits_C1 = logits_CV.gather(1, targets_C1)
+            hidden_CD, targets_C1, weights_C1 = hidden_ND[part], targets_N[part, None], weights_N[part, None]
+            logits_CV = rule.logits(F.linear(hidden_CD, weight_VD).float())
             logsumexp_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            losses_C1 = torch.where(weights_C1 == 0, 0.0, logsumexp_C1 - target_logits_C1)
-            loss_sum += (losses_C1 * weights_C1).sum()
+            losses_C1 = logsumexp_C1 - logits_CV.gather(1, targets_C1)
+            loss_sum += (torch.where(weights_C1 == 0, 0.0, losses_C1) * weights_C1).sum()
+            if rule.z_loss:
+                squares_C1 = torch.where(weights_C1 == 0, 0.0, logsumexp_C1**2)
+                z_sum += rule.z_loss * (squares_C1 * weights_C1).sum()
             if grad_hidden_ND is None and grad_weight_VD is None:
                 continue
-            grad_logits_CV = logits_CV.sub_(logsumexp_C1).exp_()
-            grad_logits_CV.scatter_add_(1, targets_C1, torch.full_like(target_logits_C1, -1.0))
-            grad_logits_CV = grad_logits_CV.mul_(weights_C1).masked_fill_(weights_C1 == 0, 0.0).to(hidden_ND.dtype)
+            grad_CV = _gradient_of_products(logits_CV, logsumexp_C1, targets_C1, weights_C1, rule).to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
-                torch.mm(grad_logits_CV, weight_VD, out=grad_hidden_ND[part])
+                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[part])
             if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_logits_CV, hidden_CD)
+                _add_product(grad_weight_VD, grad_CV, hidden_CD)
         context.save_for_backward(grad_hidden_ND, grad_weight_VD)
         context.weight_dtype = weight_VD.dtype
-        return loss_sum
+        context.mark_non_differentiable(loss_sum, z_sum)
+        return loss_sum + z_sum, loss_sum, z_sum
 
     @staticmethod
-    def backward(context: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None]:
-        """The gradients made in `forward`, times that of the loss."""
-        (grad_loss,) = grads
+    def backward(context: Any, *grads: Any) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        """The gradients made in `forward`, times that of the objective."""
+        grad_objective = grads[0]
         grad_hidden_ND, grad_weight_VD = context.saved_tensors
         if grad_hidden_ND is not None:
-            scale_11 = grad_loss.expand(1, 1)  # a scalar tensor would first be rounded to the gradient's dtype
+            scale_11 = grad_objective.expand(1, 1)  # a scalar would first be rounded to the gradient's dtype
             grad_hidden_ND = (grad_hidden_ND * scale_11).to(grad_hidden_ND.dtype)
         if grad_weight_VD is not None:
-            grad_weight_VD = (grad_weight_VD * grad_loss).to(context.weight_dtype)
-        return grad_hidden_ND, grad_weight_VD, None, None, None
+            grad_weight_VD = (grad_weight_VD * grad_objective).to(context.weight_dtype)
+        return grad_hidden_ND, grad_weight_VD, None, None, None, None
+
+
+def _gradient_of_products(
+    logits_CV: Tensor, logsumexp_C1: Tensor, targets_C1: Tensor, weights_C1: Tensor, rule: LossRule
+) -> Tensor:
+    """Gradient of a chunk's objective by its products, made in the memory of the logits."""
+    # d logits / d product = scale * (1 - (logits / softcap)^2), taken before the logits are overwritten
+    slope_CV = None if rule.softcap is None else 1 - (logits_CV / rule.softcap) ** 2
+    softmax_CV = logits_CV.sub_(logsumexp_C1).exp_()
+    if rule.z_loss:
+        softmax_CV.mul_(1 + 2 * rule.z_loss * logsumexp_C1)
+    softmax_CV.scatter_add_(1, targets_C1, torch.full_like(logsumexp_C1, -1.0))
+    grad_CV = softmax_CV.mul_(weights_C1 * rule.scale).masked_fill_(weights_C1 == 0, 0.0)
+    return grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)
 
 
 def _add_product(total_VD: Tensor, grad_logits_CV: Tensor, hidden_CD: Tensor) -> None:

@@ -38,7 +38,7 @@ def group_of(name: str, ndim: int, optimizer: OptimizerName = "adamw") -> GroupN
         ndim: Dimensions of the whole parameter, not of a partition of it.
         optimizer: The update rule asked for.
     """
-    if optimizer == "muon" and ndim == 2 and name.startswith(_HIDDEN):
+    if optimizer == "muon" and ndim >= 2 and name.startswith(_HIDDEN):
         return MUON
     return "decay" if ndim >= 2 else "no_decay"
 

@@ -1,6 +1,6 @@
-"""The decoder Transformer: Llama's architecture and parameter names, with the loss inside the forward pass.
+"""The decoder Transformer, with the loss inside the forward pass.
 
-Legend: B batch, T sequence, D model, V vocabulary.
+Legend: B batch, T sequence, S keys, D model, V vocabulary.
 """
 
 from __future__ import annotations
@@ -11,61 +11,115 @@ from torch import Tensor, nn
 
 from llm.accounting import vocabulary_size
 from llm.activation_checkpointing import ActivationCheckpointing, run_layer
-from llm.attention import Attend, attention_backend, causal_mask, document_mask
+from llm.attention import AttentionNeeds, Backend, Visibility, attention_backend
 from llm.config import ModelConfig
 from llm.errors import ModelInputError
 from llm.kv_cache import KeyValueCache
-from llm.layers import Block, Embedding, RMSNorm, rotary_tables
-from llm.loss import LossSums, linear_cross_entropy_sums
+from llm.layers import Block, Embedding, Surroundings, make_norm
+from llm.loss import LossRule, LossSums, linear_cross_entropy_sums
+from llm.model_config import LayerType
+from llm.rotary import rotary_tables
 
 
 class Decoder(nn.Module):
     """Embedding, blocks and final norm: tokens in, hidden states out. Heads of every task stand on this."""
 
     def __init__(
-        self, config: ModelConfig, attend: Attend, activation_checkpointing: ActivationCheckpointing = "off"
+        self, config: ModelConfig, backend: Backend, activation_checkpointing: ActivationCheckpointing = "off"
     ) -> None:
         super().__init__()
         self.config = config
+        self.prepare_mask = backend.prepare
         self.activation_checkpointing = activation_checkpointing
         self.embed_tokens = Embedding(vocabulary_size(config), config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, attend) for _ in range(config.num_hidden_layers))
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.embed_positions: Embedding | None = None
+        if config.position_embedding == "learned":
+            assert config.max_position_embeddings is not None
+            self.embed_positions = Embedding(config.max_position_embeddings, config.hidden_size)
+        self.layers = nn.ModuleList(Block(config, backend) for _ in range(config.num_hidden_layers))
+        self.norm = make_norm(config)
 
     def forward(
-        self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
         Args:
             tokens_BT: int64 token ids; with a cache, the tokens that follow those it holds.
             document_ids_BT: Equal integers for tokens of one document, which then see only each other.
-            cache: Keys and values of earlier tokens; the new ones are added to it.
+            cache: Keys and values of earlier tokens, with their documents; the new ones are added to it.
+            positions_BT: int64 position of each token; None counts on from the start of the row.
 
         Returns:
             Shape: (B, T, D), in the dtype of the parameters.
 
         Raises:
-            ModelInputError: Both document ids and a cache were given.
+            ModelInputError: A sequence is longer than the model allows, or a cache has tokens with documents and
+                without.
         """
-        if document_ids_BT is not None and cache is not None:
-            raise ModelInputError(
-                "the decoder got document_ids together with a cache, and a cache does not know the documents "
-                "of the tokens it holds. Generate from one document a row, without document_ids."
-            )
         start, length = (0 if cache is None else cache.length), tokens_BT.shape[1]
+        limit = self.config.max_position_embeddings
+        if limit is not None and start + length > limit:
+            raise ModelInputError(
+                f"a sequence has {start + length} tokens, and model.max_position_embeddings is {limit}: the model "
+                "knows no position beyond. Give it a shorter one."
+            )
+        if positions_BT is None:
+            positions_BT = torch.arange(start, start + length, device=tokens_BT.device)[None]
+        documents_BS = document_ids_BT if cache is None else cache.append_documents(document_ids_BT, length)
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
-        if document_ids_BT is not None:
-            mask = document_mask(document_ids_BT, x_BTD.dtype)
-        else:
-            mask = causal_mask(length, start + length, x_BTD.dtype, x_BTD.device)
-        rotary = rotary_tables(start, length, self.config.head_size, self.config.rope_theta, x_BTD.device)
+        if self.embed_positions is not None:
+            x_BTD = x_BTD + self.embed_positions(positions_BT)
+        if self.config.embedding_multiplier != 1.0:
+            x_BTD = x_BTD * self.config.embedding_multiplier
+        x_BTD = F.dropout(x_BTD, self.config.embedding_dropout, self.training)
+        visible = Visibility(length, start + length, documents_BS, None, x_BTD.dtype, x_BTD.device)
+        around = {
+            kind: self._surroundings(kind, positions_BT, visible)
+            for kind in {self.config.layer_type(index) for index in range(len(self.layers))}
+        }
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
             mode = "off" if layer_cache is not None else self.activation_checkpointing  # a cache is written once
-            x_BTD = run_layer(mode, block, x_BTD, rotary, mask, layer_cache)
+            x_BTD = run_layer(mode, block, x_BTD, around[self.config.layer_type(index)], layer_cache)
         normed_BTD: Tensor = self.norm(x_BTD)
         return normed_BTD
+
+    def _surroundings(self, kind: LayerType, positions_BT: Tensor, visible: Visibility) -> Surroundings:
+        config = self.config
+        theta, scaling = config.rope_theta, config.rope_scaling
+        if kind == "sliding_attention":
+            visible = visible._replace(window=config.sliding_window)
+            if config.rope_local_base_freq is not None:
+                theta, scaling = config.rope_local_base_freq, None
+        rotary = None
+        if config.position_embedding == "rope":
+            rotary = rotary_tables(positions_BT, config.head_size, theta, scaling)
+        return Surroundings(rotary, self.prepare_mask(visible))
+
+
+def attention_needs(config: ModelConfig, device: str, *, documents: bool, training: bool) -> AttentionNeeds:
+    """What the attention of a model asks of a backend.
+
+    Args:
+        config: Shape of the model.
+        device: Type of the device, `cpu` or `cuda`.
+        documents: Whether documents are kept apart.
+        training: Whether gradients are wanted.
+    """
+    return AttentionNeeds(
+        device=device,
+        softcap=config.attn_logit_softcapping is not None,
+        window=config.sliding_window is not None,
+        documents=documents,
+        dropout=training and config.attention_dropout > 0,
+        head_size=config.head_size,
+        training=training,
+    )
 
 
 class OutputHead(nn.Module):
@@ -76,22 +130,24 @@ class OutputHead(nn.Module):
         self.weight = nn.Parameter(torch.empty(vocab_size, hidden_size))
 
     def forward(
-        self, hidden_BTD: Tensor, targets_BT: Tensor | None = None, loss_weights_BT: Tensor | None = None
+        self,
+        hidden_BTD: Tensor,
+        rule: LossRule,
+        targets_BT: Tensor | None = None,
+        loss_weights_BT: Tensor | None = None,
     ) -> Tensor | LossSums:
         """Logits, or with targets the loss; see `Transformer.forward`."""
-        return _project(hidden_BTD, self.weight, targets_BT, loss_weights_BT)
+        return _project(hidden_BTD, self.weight, rule, targets_BT, loss_weights_BT)
 
 
 class Transformer(nn.Module):
-    """A language model whose parameters are named exactly as in Hugging Face's LlamaForCausalLM.
-
-    `model.embed_tokens.weight`, `model.layers.N.…`, `model.norm.weight`, and `lm_head.weight` unless
-    `tie_word_embeddings` makes the embedding the output projection too. Parameters are left uninitialised.
+    """A decoder language model. `llm.accounting.parameter_shapes` lists its parameters, left uninitialised.
 
     Args:
         config: Shape of the model, with vocab_size known.
         attention: Name of a backend, already resolved (see `resolve_attention`).
         activation_checkpointing: What a training step keeps of each layer; changes memory and speed alone.
+        z_loss: Coefficient of the squared log partition function, which is added to what is minimised.
 
     Raises:
         ModelConfigError: vocab_size is still null.
@@ -99,10 +155,15 @@ class Transformer(nn.Module):
     """
 
     def __init__(
-        self, config: ModelConfig, attention: str, activation_checkpointing: ActivationCheckpointing = "off"
+        self,
+        config: ModelConfig,
+        attention: str,
+        activation_checkpointing: ActivationCheckpointing = "off",
+        z_loss: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
+        self.rule = LossRule(1 / config.logits_scaling, config.final_logit_softcapping, z_loss)
         self.model = Decoder(config, attention_backend(attention), activation_checkpointing)
         self.lm_head = None if config.tie_word_embeddings else OutputHead(config.hidden_size, vocabulary_size(config))
 
@@ -113,6 +174,7 @@ class Transformer(nn.Module):
         loss_weights_BT: Tensor | None = None,
         document_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor | LossSums:
         """Loss where there are targets, logits where there are none.
 
@@ -125,6 +187,7 @@ class Transformer(nn.Module):
             loss_weights_BT: Weight of each target; None means 1 for all.
             document_ids_BT: Equal integers for tokens of one document, which then see only each other.
             cache: Keys and values of earlier tokens, for generation.
+            positions_BT: int64 position of each token; None counts on from the start of the row.
 
         Returns:
             `LossSums` in fp32, or logits of shape (B, T, V) in the dtype of the parameters.
@@ -134,25 +197,29 @@ class Transformer(nn.Module):
         """
         if targets_BT is None and loss_weights_BT is not None:
             raise ModelInputError("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
-        hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache)
+        hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache, positions_BT)
         if self.lm_head is None:
-            return _project(hidden_BTD, self.model.embed_tokens.weight, targets_BT, loss_weights_BT)
-        output: Tensor | LossSums = self.lm_head(hidden_BTD, targets_BT, loss_weights_BT)
+            return _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
+        output: Tensor | LossSums = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
         return output
 
     def logits(
-        self, tokens_BT: Tensor, document_ids_BT: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        tokens_BT: Tensor,
+        document_ids_BT: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        positions_BT: Tensor | None = None,
     ) -> Tensor:
         """Scores of the next token at every position, through `forward` and its hooks. Shape: (B, T, V)."""
-        logits_BTV: Tensor = self(tokens_BT, document_ids_BT=document_ids_BT, cache=cache)
+        logits_BTV: Tensor = self(tokens_BT, document_ids_BT=document_ids_BT, cache=cache, positions_BT=positions_BT)
         return logits_BTV
 
 
 def _project(
-    hidden_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor | None, loss_weights_BT: Tensor | None
+    hidden_BTD: Tensor, weight_VD: Tensor, rule: LossRule, targets_BT: Tensor | None, loss_weights_BT: Tensor | None
 ) -> Tensor | LossSums:
     if targets_BT is None:
-        return F.linear(hidden_BTD, weight_VD)
+        return rule.logits(F.linear(hidden_BTD, weight_VD))
     if loss_weights_BT is None:
         loss_weights_BT = torch.ones_like(targets_BT, dtype=torch.float32)
-    return linear_cross_entropy_sums(hidden_BTD, weight_VD, targets_BT, loss_weights_BT)
+    return linear_cross_entropy_sums(hidden_BTD, weight_VD, targets_BT, loss_weights_BT, rule)

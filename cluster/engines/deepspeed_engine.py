@@ -90,16 +90,16 @@ class DeepSpeedEngine:
         self._inner: torch.optim.Optimizer = client if self._replicated else self._zero.optimizer
         placements = deepspeed_partitions.placements(self._engine, self._zero, zero.stage, names, group_of, topology)
         self._owned, self._held = placements.owned, placements.held
-        place(client, placements.all, topology.device, partitioned=not self._replicated)
+        place(client, placements.all, topology.device, model.config, partitioned=not self._replicated)
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward; see `Engine.accumulate`."""
         self._engine.train()
         sums = self._forward(batch)
-        self._engine.backward(sums.loss_sum * (scale * self._world_size), scale_wrt_gas=False)
+        self._engine.backward(sums.objective_sum * (scale * self._world_size), scale_wrt_gas=False)
         if not self._engine.is_gradient_accumulation_boundary():
             self._engine.step()
-        return LossSums(sums.loss_sum.detach(), sums.weight_sum.detach())
+        return sums._replace(objective_sum=sums.objective_sum.detach())
 
     def update(self, learning_rate: float) -> torch.Tensor:
         """Clip, step, clear; see `Engine.update`."""

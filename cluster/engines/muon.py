@@ -1,14 +1,15 @@
 """Muon (Jordan, 2024, https://kellerjordan.github.io/posts/muon/) where each rank holds only fragments of a matrix.
 
 The rule is that of `torch.optim.Muon`: a running average of the gradients of a matrix is orthogonalised, which needs
-the whole matrix. A rank updates its fragment of the average, puts the matrix together where it is cut, orthogonalises
-it, and applies its own slice. At most one matrix is whole at a time. Gradients come in clipped, and are not changed.
+the whole matrix. A rank updates its fragment of the average, puts the parameter together where it is cut,
+orthogonalises the matrices that it is made of, and applies its own slice. At most one parameter is whole at a time.
+Gradients come in clipped, and are not changed.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 _LEAST_NORM = 1e-7
 
 Adjustment = Literal["match_rms_adamw", "original"]
+Rows = Callable[[str, Sequence[int]], Sequence[int]]
+"""Rows of each matrix that a parameter holds one below the other, by its name and shape."""
 
 
 class Muon(torch.optim.AdamW):
@@ -60,16 +63,19 @@ class Muon(torch.optim.AdamW):
         self._device = torch.device("cpu")
         self._placements: dict[int, list[Placement]] = {}
         self._cut: set[str] = set()
+        self._rows: Rows = lambda name, shape: [shape[0]]
 
-    def place(self, placements: Sequence[Placement], device: str, *, partitioned: bool) -> None:
+    def place(self, placements: Sequence[Placement], device: str, rows: Rows, *, partitioned: bool) -> None:
         """Say which part of each parameter lies where.
 
         Args:
             placements: Of every parameter, in an order that all ranks share; fragments may be empty.
             device: Where matrices are put together and orthogonalised.
+            rows: How a parameter falls into matrices, its dimensions before the last taken as one.
             partitioned: Whether the ranks hold different fragments; collective where they do.
         """
         self._device = torch.device(device)
+        self._rows = rows
         matrices = [placement for placement in placements if placement.fragment.group == MUON]
         self._placements = {}
         for placement in matrices:
@@ -104,24 +110,40 @@ class Muon(torch.optim.AdamW):
             gradient, momentum = placement.view(flat.grad), placement.view(state[MOMENTUM])
             momentum.lerp_(gradient, 1 - self._momentum)
             average = gradient.lerp(momentum, self._momentum) if self._nesterov else momentum
-            matrix = self._assembled(placement, average)
-            if matrix is None:
-                continue
-            fragment = placement.fragment
-            direction = orthogonalized(matrix, self._ns_steps, self._arithmetic).reshape(-1)
-            own = direction.narrow(0, fragment.offset, fragment.length).to(flat.device)
-            rate = learning_rate * rate_factor(self._adjustment, fragment.shape)
-            placement.view(flat).mul_(1 - learning_rate * weight_decay).add_(own, alpha=-rate)
+            whole = self._assembled(placement, average)
+            if whole is not None:
+                self._apply(placement, placement.view(flat), whole, learning_rate, weight_decay)
+
+    def _apply(
+        self,
+        placement: Placement,
+        master: torch.Tensor,
+        average: torch.Tensor,
+        learning_rate: float,
+        weight_decay: float,
+    ) -> None:
+        """Decay a fragment and move it along the orthogonalised matrices that it has a part of."""
+        fragment = placement.fragment
+        master.mul_(1 - learning_rate * weight_decay)
+        first, end = 0, fragment.offset + fragment.length
+        for matrix in torch.split(average, list(self._rows(fragment.name, fragment.shape))):
+            low, high = max(first, fragment.offset), min(first + matrix.numel(), end)
+            if low < high:
+                direction = orthogonalized(matrix, self._ns_steps, self._arithmetic).reshape(-1)
+                rate = learning_rate * rate_factor(self._adjustment, matrix.shape)
+                own = direction.narrow(0, low - first, high - low).to(master.device)
+                master.narrow(0, low - fragment.offset, high - low).add_(own, alpha=-rate)
+            first += matrix.numel()
 
     def _assembled(self, placement: Placement, own: torch.Tensor) -> torch.Tensor | None:
-        """The matrix that a fragment belongs to; None where there is nothing of it to update."""
+        """The parameter that a fragment belongs to, as rows; None where there is nothing of it to update."""
         fragment = placement.fragment
         if fragment.name not in self._cut:
-            return own.to(self._device).view(fragment.shape) if fragment.length else None
+            return own.to(self._device).view(-1, fragment.shape[-1]) if fragment.length else None
         whole = torch.zeros(math.prod(fragment.shape), dtype=torch.float32, device=self._device)
         whole.narrow(0, fragment.offset, fragment.length).copy_(own)
         dist.all_reduce(whole)
-        return whole.view(fragment.shape) if fragment.length else None
+        return whole.view(-1, fragment.shape[-1]) if fragment.length else None
 
 
 def orthogonalized(matrix: torch.Tensor, steps: int, arithmetic: torch.dtype) -> torch.Tensor:

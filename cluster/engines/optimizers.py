@@ -10,7 +10,8 @@ import torch
 from cluster.engines.flat_state import Placement
 from cluster.engines.muon import Muon
 from cluster.topology import Precision
-from llm.config import OptimizerConfig
+from llm.accounting import parameter_parts
+from llm.config import ModelConfig, OptimizerConfig
 
 
 def make_optimizer(
@@ -44,10 +45,22 @@ def make_optimizer(
     )
 
 
-def place(optimizer: torch.optim.Optimizer, placements: Sequence[Placement], device: str, *, partitioned: bool) -> None:
+def place(
+    optimizer: torch.optim.Optimizer,
+    placements: Sequence[Placement],
+    device: str,
+    model: ModelConfig,
+    *,
+    partitioned: bool,
+) -> None:
     """Tell an optimizer that needs whole matrices what lies where; the others work on any flat tensor."""
     if isinstance(optimizer, Muon):
-        optimizer.place(placements, device, partitioned=partitioned)
+        optimizer.place(
+            placements,
+            device,
+            lambda name, shape: list(parameter_parts(name, shape, model).values()),
+            partitioned=partitioned,
+        )
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, learning_rate: float) -> None:

@@ -48,14 +48,14 @@ class TorchEngine:
                 masters.append(master)
             options.append({"params": masters, "weight_decay": group.weight_decay, "name": group.name})
         self._optimizer = make_optimizer(options, optimizer, precision)
-        place(self._optimizer, self._placements, device, partitioned=False)
+        place(self._optimizer, self._placements, device, model.config, partitioned=False)
         self._separate_masters = precision == "bf16"
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward; see `Engine.accumulate`."""
         self._model.train()
         sums = self._forward(batch)
-        (sums.loss_sum * scale).backward()  # type: ignore[no-untyped-call]
+        (sums.objective_sum * scale).backward()  # type: ignore[no-untyped-call]
         if self._separate_masters:
             for parameter, master in self._pairs:
                 if parameter.grad is None:
@@ -65,7 +65,7 @@ class TorchEngine:
                 else:
                     master.grad.add_(parameter.grad)
                 parameter.grad = None
-        return LossSums(sums.loss_sum.detach(), sums.weight_sum.detach())
+        return sums._replace(objective_sum=sums.objective_sum.detach())
 
     def update(self, learning_rate: float) -> torch.Tensor:
         """Clip, step, clear; see `Engine.update`."""

@@ -28,12 +28,12 @@ Way = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def all_logits(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Logits of all positions, then cross entropy."""
-    return cross_entropy_sums(F.linear(hidden, weight), targets, weights).loss_sum
+    return cross_entropy_sums(F.linear(hidden, weight), targets, weights).objective_sum
 
 
 def in_chunks(hidden: Tensor, weight: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """Logits of a chunk of positions at a time."""
-    return linear_cross_entropy_sums(hidden, weight, targets, weights).loss_sum
+    return linear_cross_entropy_sums(hidden, weight, targets, weights).objective_sum
 
 
 WAYS: dict[str, Way] = {"all logits": all_logits, "in chunks": in_chunks}

@@ -54,7 +54,7 @@ class Poison:
         def poisoned(batch: MicroBatch, scale: torch.Tensor) -> LossSums:
             factor = self._factor if self._bad else 1.0
             sums = accumulate(batch, scale * factor)
-            return LossSums(sums.loss_sum * factor if self._loss_too else sums.loss_sum, sums.weight_sum)
+            return sums._replace(loss_sum=sums.loss_sum * factor) if self._loss_too else sums
 
         engine.accumulate = poisoned  # type: ignore[method-assign]
         return engine

@@ -81,9 +81,9 @@ def test_module_holds_the_values_when_initialized() -> None:
 
 def test_vector_is_refused_when_it_has_no_rule() -> None:
     with pytest.raises(InitializationError) as error:
-        initial_value("score.bias", (3,), CONFIG, 0)
+        initial_value("score.scale", (3,), CONFIG, 0)
     assert str(error.value) == (
-        "parameter score.bias has shape (3,): only matrices, and scales whose name ends in norm.weight, "
+        "parameter score.scale has shape (3,): only matrices, biases, and scales whose name ends in norm.weight, "
         "have an initial value. Rename it, or add its rule to llm/initialization.py."
     )
 

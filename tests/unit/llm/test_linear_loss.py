@@ -45,14 +45,14 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 @pytest.mark.parametrize("rows", [1, 5, ROWS, 1000])
 def test_sums_and_gradients_equal_those_over_all_logits(rows: int, dtype: torch.dtype) -> None:
     hidden, weight, targets, weights = example(dtype)
-    found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes(rows))
+    found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes=chunk_bytes(rows))
     wanted = plain(hidden, weight, targets, weights)
     assert found.loss_sum.item() == pytest.approx(wanted.loss_sum.item(), rel=1e-6)
     assert torch.equal(found.weight_sum, wanted.weight_sum)
     scale = 0.37
     for one, other in zip(
-        torch.autograd.grad(found.loss_sum * scale, [hidden, weight]),
-        torch.autograd.grad(wanted.loss_sum * scale, [hidden, weight]),
+        torch.autograd.grad(found.objective_sum * scale, [hidden, weight]),
+        torch.autograd.grad(wanted.objective_sum * scale, [hidden, weight]),
         strict=True,
     ):
         assert one.dtype == other.dtype == dtype
@@ -66,7 +66,7 @@ def test_position_changes_nothing_when_its_weight_is_zero() -> None:
     altered.requires_grad_()
     found = linear_cross_entropy_sums(altered, weight, targets.masked_fill(weights == 0, -100), weights)
     assert torch.equal(found.loss_sum, linear_cross_entropy_sums(hidden, weight, targets, weights).loss_sum)
-    (gradient,) = torch.autograd.grad(found.loss_sum, altered)
+    (gradient,) = torch.autograd.grad(found.objective_sum, altered)
     assert torch.equal(gradient[weights == 0], torch.zeros(int((weights == 0).sum()), WIDTH))
 
 
@@ -75,8 +75,8 @@ def test_gradient_is_right_when_the_other_side_is_frozen(frozen: int) -> None:
     inputs = list(example())
     inputs[frozen] = inputs[frozen].detach()
     moving = inputs[1 - frozen]
-    (found,) = torch.autograd.grad(linear_cross_entropy_sums(*inputs, chunk_bytes(5)).loss_sum, moving)
-    (wanted,) = torch.autograd.grad(plain(*inputs).loss_sum, moving)
+    (found,) = torch.autograd.grad(linear_cross_entropy_sums(*inputs, chunk_bytes=chunk_bytes(5)).objective_sum, moving)
+    (wanted,) = torch.autograd.grad(plain(*inputs).objective_sum, moving)
     assert close(found, wanted)
 
 
@@ -103,7 +103,9 @@ def test_logits_of_all_positions_are_never_held() -> None:
     targets = torch.randint(0, 512, (1, 4096), generator=generator)
     limit = 1 << 16
     with Largest() as largest:
-        linear_cross_entropy_sums(hidden, weight, targets, torch.ones(1, 4096), limit).loss_sum.backward()
+        linear_cross_entropy_sums(
+            hidden, weight, targets, torch.ones(1, 4096), chunk_bytes=limit
+        ).objective_sum.backward()
     assert 0 < largest.bytes <= limit  # all logits are 128 times as much
     assert weight.grad is not None
 
@@ -113,7 +115,7 @@ def test_no_gradients_are_made_when_none_are_wanted(mode: type[torch.no_grad]) -
     hidden, weight, targets, weights = example()
     limit = hidden.nbytes // 2
     with mode(), Largest() as largest:
-        found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes(1))
+        found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes=chunk_bytes(1))
     assert 0 < largest.bytes <= limit  # one row of logits; the gradients of both would be more
     assert found.loss_sum.item() == pytest.approx(plain(hidden, weight, targets, weights).loss_sum.item(), rel=1e-6)
 
@@ -123,10 +125,12 @@ def test_both_gradients_are_scaled_alike_when_the_scale_is_not_a_bf16_number() -
     hidden = torch.randn(1, 512, 64, generator=generator).bfloat16().requires_grad_()
     weight = torch.randn(256, 64, generator=generator).bfloat16().requires_grad_()
     targets, weights = torch.randint(0, 256, (1, 512), generator=generator), torch.ones(1, 512)
-    whole = torch.autograd.grad(linear_cross_entropy_sums(hidden, weight, targets, weights).loss_sum, [hidden, weight])
+    whole = torch.autograd.grad(
+        linear_cross_entropy_sums(hidden, weight, targets, weights).objective_sum, [hidden, weight]
+    )
     scale = 1 / 8160
     scaled = torch.autograd.grad(
-        linear_cross_entropy_sums(hidden, weight, targets, weights).loss_sum * scale, [hidden, weight]
+        linear_cross_entropy_sums(hidden, weight, targets, weights).objective_sum * scale, [hidden, weight]
     )
     for one, other in zip(scaled, whole, strict=True):
         wanted = other.double() * scale

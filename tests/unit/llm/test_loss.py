@@ -41,7 +41,7 @@ def test_position_changes_nothing_when_its_weight_is_zero(target: int) -> None:
     altered_logits.requires_grad_()
     sums = cross_entropy_sums(altered_logits, altered_targets, weights)
     assert torch.equal(sums.loss_sum, cross_entropy_sums(logits, targets, weights).loss_sum)
-    (gradient,) = torch.autograd.grad(sums.loss_sum, altered_logits)
+    (gradient,) = torch.autograd.grad(sums.objective_sum, altered_logits)
     assert torch.equal(gradient[weights == 0], torch.zeros(2, 7))
     assert gradient[weights > 0].abs().min() > 0
 
@@ -50,7 +50,7 @@ def test_sums_are_zero_with_zero_gradient_when_no_target_counts() -> None:
     logits, targets, weights = example()
     logits.requires_grad_()
     sums = cross_entropy_sums(logits, targets, torch.zeros_like(weights))
-    (gradient,) = torch.autograd.grad(sums.loss_sum, logits)
+    (gradient,) = torch.autograd.grad(sums.objective_sum, logits)
     assert (sums.loss_sum.item(), sums.weight_sum.item()) == (0.0, 0.0)
     assert torch.equal(gradient, torch.zeros_like(logits))
 

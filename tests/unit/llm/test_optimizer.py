@@ -61,7 +61,7 @@ def test_groups_are_three_when_the_optimizer_is_muon() -> None:
     groups = parameter_groups(model(), 0.1, optimizer="muon")
     assert [(group.name, group.weight_decay) for group in groups] == [("muon", 0.1), ("decay", 0.1), ("no_decay", 0.0)]
     assert [name for name, _ in groups[1].parameters] == ["model.embed_tokens.weight", "lm_head.weight"]
-    assert len(groups[0].parameters) == 2 * 7
+    assert len(groups[0].parameters) == 2 * 4
     assert sum(len(group.parameters) for group in groups) == len(parameter_shapes(CONFIG))
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from llm.accounting import parameter_parts
 from llm.config import ModelConfig
 from llm.errors import AttentionBackendError, ModelConfigError, ModelInputError
 from llm.initialization import initialize
@@ -49,6 +51,15 @@ def make_batch(T: int = 33) -> tuple[Tensor, Tensor, Tensor]:
     return tokens_BT[:, :-1], tokens_BT[:, 1:], weights_BT
 
 
+def separated(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Tensors by the names that Hugging Face's Llama has, which keeps each matrix apart."""
+    apart = {}
+    for name, tensor in tensors.items():
+        parts = parameter_parts(name, tensor.shape, config)
+        apart.update(zip(parts, tensor.split(list(parts.values())), strict=True))
+    return apart
+
+
 def hugging_face_twin(model: Transformer) -> Any:
     transformers = pytest.importorskip("transformers")
     config = model.config
@@ -69,7 +80,7 @@ def hugging_face_twin(model: Transformer) -> Any:
         twin = transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**arguments))
     else:
         twin = transformers.LlamaForCausalLM(transformers.LlamaConfig(**arguments))
-    result = twin.load_state_dict(model.state_dict(), strict=False)
+    result = twin.load_state_dict(separated(model.state_dict(), config), strict=False)
     assert result.unexpected_keys == []
     assert result.missing_keys == (["lm_head.weight"] if config.tie_word_embeddings else [])
     return twin
@@ -81,15 +92,16 @@ def assert_equal_to_twin(model: Transformer, twin: Any) -> None:
     losses = torch.nn.functional.cross_entropy(twin_logits.flatten(0, 1), targets.flatten(), reduction="none")
     twin_loss = (losses * weights.flatten()).sum() / weights.sum()
     sums = model(tokens, targets, weights)
-    loss = sums.loss_sum / sums.weight_sum
+    loss = sums.objective_sum / sums.weight_sum
     tolerance = {"atol": REFERENCE_TOLERANCE, "rtol": REFERENCE_TOLERANCE}
     torch.testing.assert_close(model.logits(tokens), twin_logits, **tolerance)
     torch.testing.assert_close(loss, twin_loss, **tolerance)
     loss.backward()
     twin_loss.backward()
     gradients = {name: parameter.grad for name, parameter in twin.named_parameters()}
-    for name, parameter in model.named_parameters():
-        torch.testing.assert_close(parameter.grad, gradients.pop(name), **tolerance)
+    ours = separated({name: parameter.grad for name, parameter in model.named_parameters()}, model.config)
+    for name, gradient in ours.items():
+        torch.testing.assert_close(gradient, gradients.pop(name), **tolerance)
     assert not gradients
 
 
@@ -138,8 +150,8 @@ def test_target_changes_neither_loss_nor_gradient_when_its_weight_is_zero() -> N
     for some_targets in (targets, altered):
         model = make_model()
         sums = model(tokens, some_targets, weights)
-        sums.loss_sum.backward()
-        results.append((sums.loss_sum, [parameter.grad for parameter in model.parameters()]))
+        sums.objective_sum.backward()
+        results.append((sums.objective_sum, [parameter.grad for parameter in model.parameters()]))
     assert torch.equal(results[0][0], results[1][0])
     assert all(torch.equal(a, b) for a, b in zip(results[0][1], results[1][1], strict=True))
 
@@ -171,7 +183,7 @@ def test_loss_is_fp32_and_near_when_model_is_bf16() -> None:
     assert isinstance(narrow, LossSums)
     assert narrow.loss_sum.dtype == narrow.weight_sum.dtype == torch.float32
     torch.testing.assert_close(narrow.loss_sum, exact.loss_sum, rtol=BF16_LOSS_TOLERANCE, atol=0.0)
-    narrow.loss_sum.backward()
+    narrow.objective_sum.backward()
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in narrow_model.parameters())
 
 
@@ -220,11 +232,13 @@ def test_weights_are_refused_when_there_are_no_targets() -> None:
     assert str(error.value) == ("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
 
 
-def test_documents_are_refused_when_there_is_a_cache() -> None:
+def test_documents_are_refused_when_the_cache_holds_tokens_without() -> None:
     tokens, _, _ = make_batch()
+    model, cache = make_model(), KeyValueCache(3)
+    model.logits(tokens, cache=cache)
     with pytest.raises(ModelInputError) as error:
-        make_model().logits(tokens, torch.zeros_like(tokens), KeyValueCache(3))
+        model.logits(tokens, torch.zeros_like(tokens), cache)
     assert str(error.value) == (
-        "the decoder got document_ids together with a cache, and a cache does not know the documents of the "
-        "tokens it holds. Generate from one document a row, without document_ids."
+        "the cache holds 33 tokens without document_ids and 33 more came with: which tokens see each other is then "
+        "unknown. Pass document_ids for all tokens or for none."
     )
