@@ -321,6 +321,7 @@ class _Attempt:
             topology=self._topology,
             micro_batch_size=self._config.train.micro_batch_size,
             document_mask=self._config.data.document_mask,
+            dropout_seed=self._config.seed if self._shop.model.has_dropout else None,
             first_step=self._step + 1,
             last_step=self._config.train.max_steps,
         )

@@ -40,6 +40,7 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
         "train/perplexity": perplexity(report.loss),
         "train/grad_norm": report.gradient_norm,
         "train/learning_rate": report.learning_rate,
+        **{f"train/{name}": mean for name, (mean,) in report.terms.items()},
         "train/tokens": report.step * tokens_per_step,
         "speed/tokens_per_second": tokens_per_second,
         "speed/mfu": model_flops_utilization(

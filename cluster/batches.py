@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,7 @@ import torch
 from cluster.engines.protocol import MicroBatch
 from cluster.topology import Topology
 from data_pipeline.sequences import Batch
+from llm.dropout import row_keys
 
 PADDING = -1
 _AHEAD = 2
@@ -82,6 +83,7 @@ class Feeder:
         topology: Topology,
         micro_batch_size: int,
         document_mask: bool,
+        dropout_seed: int | None,
         first_step: int,
         last_step: int,
     ) -> None:
@@ -90,6 +92,7 @@ class Feeder:
         self._topology = topology
         self._micro_batch_size = micro_batch_size
         self._document_mask = document_mask
+        self._dropout_seed = dropout_seed
         self._steps = range(first_step, last_step + 1)
         self._ready: queue.Queue[RankBatch | BaseException | None] = queue.Queue(maxsize=_AHEAD)
         self._closed = threading.Event()
@@ -108,7 +111,7 @@ class Feeder:
             self._batch_indices(step), self._topology.rank, self._topology.world_size, self._micro_batch_size
         )
         batches = [self._read(part) for part in rows]
-        micro_batches = tuple(self._on_device(part) for part in batches)
+        micro_batches = tuple(self._on_device(step, *each) for each in zip(batches, rows, strict=True))
         weight_sum = float(sum(part.loss_weights.sum(dtype=np.float64) for part in batches))
         return RankBatch(step, micro_batches, weight_sum, rows.reshape(-1))
 
@@ -116,9 +119,14 @@ class Feeder:
         """Stop reading ahead."""
         self._closed.set()
 
-    def _on_device(self, batch: Batch) -> MicroBatch:
+    def _on_device(self, step: int, batch: Batch, indices: npt.NDArray[np.int64]) -> MicroBatch:
         made = to_device(batch, self._topology.device)
-        return made if self._document_mask else MicroBatch(made.tokens, made.targets, made.loss_weights, None)
+        if not self._document_mask:
+            made = replace(made, document_ids=None)
+        if self._dropout_seed is not None:
+            keys = row_keys(self._dropout_seed, step, torch.from_numpy(indices))
+            made = replace(made, dropout_keys=keys.to(made.tokens.device))
+        return made
 
     def _work(self) -> None:
         try:

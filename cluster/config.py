@@ -47,13 +47,28 @@ class TrainConfig:
     """Steps between lines in metrics.jsonl; the first and the last step are always logged."""
     deterministic: bool = False
     """On GPUs, use deterministic kernels, so that a resumed run is equal bit for bit. CPUs are always deterministic."""
-    activation_checkpointing: Literal["off", "full"] = "off"
+    activation_checkpointing: Literal["off", "selective", "full"] = "off"
     """`full` keeps only each decoder layer's input for the backward pass and computes the layer a second time there:
-    less memory for about a third more arithmetic, never another result."""
+    less memory for about a third more arithmetic. `selective` keeps the results of matrix products and attention too,
+    and computes only what is cheap again. Never another result."""
+    compile: bool = False
+    """Compile the decoder layers with torch.compile: the first step takes a minute longer, the others less."""
+    z_loss_coefficient: float = 0.0
+    """Weight of the squared logarithm of the logits' partition function, which is added to what is minimised and
+    logged apart (PaLM, arXiv:2204.02311, takes 1e-4). 0 for none."""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
             require_at_least_one(name, getattr(self, name))
+        if not 0 <= self.z_loss_coefficient < math.inf:
+            raise ValueError(
+                f"z_loss_coefficient is {self.z_loss_coefficient}: a weight is finite and at least 0. Use 0 for none."
+            )
+        if self.compile and self.activation_checkpointing == "selective":
+            raise ValueError(
+                "compile is on and activation_checkpointing selective: inside a compiled layer the compiler decides "
+                "what is computed again. Set activation_checkpointing to off or full."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -55,6 +55,7 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
         threads=topology.threads,
         device=topology.device.split(":")[0],
         attention=attention,
+        compiled=config.train.compile,
         versions=library_versions(),
     )
     return layout, [f"precision {precision}: {why_precision}", f"attention {attention}: {why_attention}"]

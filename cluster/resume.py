@@ -30,6 +30,7 @@ FREE = (
 
 LOGGED = (
     "train.precision",
+    "train.compile",
     "model.attention",
     "train.max_steps",
     "healing.non_finite",

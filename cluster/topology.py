@@ -41,6 +41,7 @@ class Layout:
     threads: int
     device: str
     attention: str
+    compiled: bool
     versions: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:

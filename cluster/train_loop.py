@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -66,6 +66,8 @@ class StepReport:
     learning_rate: float
     steps_per_second: float
     spent: Spent
+    terms: Mapping[str, list[float]]
+    """Means over the targets of the step's other sums (`LossSums.terms`), flattened."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,8 +133,12 @@ def train(
         scale = torch.tensor(1.0 / max(target_weight, 1.0), dtype=torch.float32, device=device)
 
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
+        term_sums: dict[str, torch.Tensor] = {}
         for micro_batch in batch.micro_batches:
-            loss_sum += engine.accumulate(micro_batch, scale).loss_sum
+            sums = engine.accumulate(micro_batch, scale)
+            loss_sum += sums.loss_sum
+            for name, term in sums.terms.items():
+                term_sums[name] = term_sums.get(name, 0.0) + term.double()
 
         loss = collectives.sum([loss_sum.item()])[0] / max(target_weight, 1.0)
         if fresh:
@@ -165,6 +171,7 @@ def train(
                     learning_rate=rate,
                     steps_per_second=steps / spent.training,
                     spent=spent,
+                    terms=_means(term_sums, target_weight, collectives),
                 )
             )
             spent, steps = Spent(), 0
@@ -183,3 +190,13 @@ def train(
             return "regroup"
         waiting_since = time.perf_counter()
     return "finished"
+
+
+def _means(sums: Mapping[str, torch.Tensor], target_weight: float, collectives: Collectives) -> dict[str, list[float]]:
+    """Sums of all ranks over the weight of the targets; no communication where there are none."""
+    if not sums:
+        return {}
+    sizes = [term.numel() for term in sums.values()]
+    flat = torch.cat([term.reshape(-1) for term in sums.values()])
+    whole = torch.tensor(collectives.sum(flat.tolist()), dtype=torch.float64) / max(target_weight, 1.0)
+    return {name: part.tolist() for name, part in zip(sums, torch.split(whole, sizes), strict=True)}

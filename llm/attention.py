@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm.dropout import Dropout, drop
 from llm.errors import AttentionBackendError
 
 
@@ -54,8 +55,8 @@ class ScoreRule(NamedTuple):
     """Scores are scale * q.k."""
     softcap: float | None
     """Then softcap * tanh(scores / softcap)."""
-    dropout: float
-    """Fraction of the weights set to zero; 0 outside training."""
+    dropout: Dropout | None
+    """Which of the weights are set to zero; None outside training."""
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask, ScoreRule], Tensor]
@@ -125,7 +126,9 @@ def eager_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Attent
         scores_BGRTS = scores.softcap * (scores_BGRTS / scores.softcap).tanh()
     if mask.bias is not None:
         scores_BGRTS = scores_BGRTS + mask.bias[:, :, None].float()
-    weights_BGRTS = F.dropout(scores_BGRTS.softmax(dim=-1), scores.dropout)
+    weights_BGRTS = scores_BGRTS.softmax(dim=-1)
+    if scores.dropout is not None:
+        weights_BGRTS = drop(weights_BGRTS, scores.dropout)
     mixed_BTGRK = torch.einsum("bgrts,bsgk->btgrk", weights_BGRTS, v_BSGK.float())
     return mixed_BTGRK.reshape(B, T, H, K).to(q_BTHK.dtype)
 
@@ -142,7 +145,6 @@ def sdpa_attention(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Attenti
         v_BSGK.transpose(1, 2),
         attn_mask=bias_B1TS,
         is_causal=mask.is_causal,
-        dropout_p=scores.dropout,
         scale=scores.scale,
         enable_gqa=q_BTHK.shape[2] != k_BSGK.shape[2],
     )

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.attention import AttentionMask, Backend, ScoreRule
+from llm.dropout import Dropout, drop
 from llm.kv_cache import LayerCache
 from llm.model_config import ModelConfig
 from llm.rotary import Rotary, rotate
@@ -84,6 +85,10 @@ def make_norm(config: ModelConfig) -> RMSNorm | LayerNorm:
     return kind(config.hidden_size, config.rms_norm_eps)
 
 
+ATTENTION_WEIGHTS, ATTENTION_OUTPUT, FEED_FORWARD_OUTPUT = range(3)
+"""The places of a layer where elements are dropped."""
+
+
 class Surroundings(NamedTuple):
     """What the layers of one type share during a forward pass.
 
@@ -93,6 +98,8 @@ class Surroundings(NamedTuple):
     rotary: Rotary | None
     """None where positions are not rotated."""
     mask: AttentionMask
+    dropout_keys_B: Tensor | None = None  # noqa: N815
+    """Key of each row in this layer; None where nothing is dropped."""
 
 
 class Attention(nn.Module):
@@ -106,7 +113,8 @@ class Attention(nn.Module):
         D, H, G, K = config.hidden_size, config.num_attention_heads, config.key_value_heads, config.head_size
         self.heads = (H, G, K)
         self.attend = backend.attend
-        self.scores = ScoreRule(config.score_scale, config.attn_logit_softcapping, config.attention_dropout)
+        self.dropped = config.attention_dropout
+        self.scores = ScoreRule(config.score_scale, config.attn_logit_softcapping, None)
         self.qkv_proj = Linear(D, (H + 2 * G) * K, bias=config.attention_bias)
         self.o_proj = Linear(H * K, D, bias=config.output_bias)
         self.q_norm = RMSNorm(K, config.rms_norm_eps) if config.qk_norm else None
@@ -124,7 +132,9 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = qk_BTNK.split((H, G), dim=2)
         if cache is not None:
             k_BTGK, v_BTGK = cache.append(k_BTGK, v_BTGK)
-        scores = self.scores if self.training else self.scores._replace(dropout=0.0)
+        scores = self.scores
+        if self.dropped and around.dropout_keys_B is not None:
+            scores = scores._replace(dropout=Dropout(around.dropout_keys_B, ATTENTION_WEIGHTS, self.dropped))
         mixed_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, around.mask, scores)
         projected_BTD: Tensor = self.o_proj(mixed_BTHK.flatten(2))
         return projected_BTD
@@ -170,7 +180,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, backend: Backend) -> None:
         super().__init__()
         self.multiplier = config.residual_multiplier
-        self.dropout = config.residual_dropout
+        self.dropped = config.residual_dropout
         self.input_layernorm = make_norm(config)
         self.self_attn = Attention(config, backend)
         self.attention_output_norm = make_norm(config) if config.sandwich_norm else None
@@ -181,15 +191,17 @@ class Block(nn.Module):
     def forward(self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D)."""
         mixed_BTD = self.self_attn(self.input_layernorm(x_BTD), around, cache)
-        x_BTD = self._added(x_BTD, mixed_BTD, self.attention_output_norm)
+        x_BTD = self._added(x_BTD, mixed_BTD, self.attention_output_norm, around, ATTENTION_OUTPUT)
         fed_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
-        return self._added(x_BTD, fed_BTD, self.mlp_output_norm)
+        return self._added(x_BTD, fed_BTD, self.mlp_output_norm, around, FEED_FORWARD_OUTPUT)
 
-    def _added(self, x_BTD: Tensor, half_BTD: Tensor, norm: nn.Module | None) -> Tensor:
+    def _added(
+        self, x_BTD: Tensor, half_BTD: Tensor, norm: nn.Module | None, around: Surroundings, place: int
+    ) -> Tensor:
         if norm is not None:
             half_BTD = norm(half_BTD)
-        if self.dropout:
-            half_BTD = F.dropout(half_BTD, self.dropout, self.training)
+        if self.dropped and around.dropout_keys_B is not None:
+            half_BTD = drop(half_BTD, Dropout(around.dropout_keys_B, place, self.dropped))
         if self.multiplier != 1.0:
             half_BTD = half_BTD * self.multiplier
         return x_BTD + half_BTD

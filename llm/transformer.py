@@ -13,6 +13,7 @@ from llm.accounting import vocabulary_size
 from llm.activation_checkpointing import ActivationCheckpointing, run_layer
 from llm.attention import AttentionNeeds, Backend, Visibility, attention_backend
 from llm.config import ModelConfig
+from llm.dropout import Dropout, drop, layer_keys
 from llm.errors import ModelInputError
 from llm.kv_cache import KeyValueCache
 from llm.layers import Block, Embedding, Surroundings, make_norm
@@ -45,6 +46,7 @@ class Decoder(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         positions_BT: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor:
         """Hidden states after the final norm.
 
@@ -53,6 +55,7 @@ class Decoder(nn.Module):
             document_ids_BT: Equal integers for tokens of one document, which then see only each other.
             cache: Keys and values of earlier tokens, with their documents; the new ones are added to it.
             positions_BT: int64 position of each token; None counts on from the start of the row.
+            dropout_keys_B: int64 key of each row for dropout; None drops nothing.
 
         Returns:
             Shape: (B, T, D), in the dtype of the parameters.
@@ -76,7 +79,8 @@ class Decoder(nn.Module):
             x_BTD = x_BTD + self.embed_positions(positions_BT)
         if self.config.embedding_multiplier != 1.0:
             x_BTD = x_BTD * self.config.embedding_multiplier
-        x_BTD = F.dropout(x_BTD, self.config.embedding_dropout, self.training)
+        if self.config.embedding_dropout and dropout_keys_B is not None:
+            x_BTD = drop(x_BTD, Dropout(dropout_keys_B, 0, self.config.embedding_dropout))
         visible = Visibility(length, start + length, documents_BS, None, x_BTD.dtype, x_BTD.device)
         around = {
             kind: self._surroundings(kind, positions_BT, visible)
@@ -84,8 +88,11 @@ class Decoder(nn.Module):
         }
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
+            inputs = around[self.config.layer_type(index)]
+            if dropout_keys_B is not None:
+                inputs = inputs._replace(dropout_keys_B=layer_keys(dropout_keys_B, index))
             mode = "off" if layer_cache is not None else self.activation_checkpointing  # a cache is written once
-            x_BTD = run_layer(mode, block, x_BTD, around[self.config.layer_type(index)], layer_cache)
+            x_BTD = run_layer(mode, block, x_BTD, inputs, layer_cache)
         normed_BTD: Tensor = self.norm(x_BTD)
         return normed_BTD
 
@@ -175,6 +182,7 @@ class Transformer(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         positions_BT: Tensor | None = None,
+        dropout_keys_B: Tensor | None = None,
     ) -> Tensor | LossSums:
         """Loss where there are targets, logits where there are none.
 
@@ -188,6 +196,7 @@ class Transformer(nn.Module):
             document_ids_BT: Equal integers for tokens of one document, which then see only each other.
             cache: Keys and values of earlier tokens, for generation.
             positions_BT: int64 position of each token; None counts on from the start of the row.
+            dropout_keys_B: int64 key of each row for dropout; None drops nothing.
 
         Returns:
             `LossSums` in fp32, or logits of shape (B, T, V) in the dtype of the parameters.
@@ -197,7 +206,7 @@ class Transformer(nn.Module):
         """
         if targets_BT is None and loss_weights_BT is not None:
             raise ModelInputError("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
-        hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache, positions_BT)
+        hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache, positions_BT, dropout_keys_B)
         if self.lm_head is None:
             return _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
         output: Tensor | LossSums = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)

@@ -6,6 +6,7 @@ from functools import partial
 
 from cluster.attempt import EngineRequest
 from cluster.engines.protocol import Engine
+from llm.compilation import compile_blocks
 from llm.transformer import Transformer
 
 
@@ -21,6 +22,7 @@ def deepspeed_engine(request: EngineRequest) -> Engine:
         micro_batch_size=request.config.train.micro_batch_size,
         micro_batches=request.micro_batches,
         topology=request.topology,
+        compiled=request.config.train.compile,
     )
 
 
@@ -37,4 +39,13 @@ def torch_engine(request: EngineRequest) -> Engine:
 
 
 def _model(request: EngineRequest) -> Transformer:
-    return Transformer(request.model, request.layout.attention, request.config.train.activation_checkpointing)
+    train = request.config.train
+    model = Transformer(
+        request.model,
+        request.layout.attention,
+        activation_checkpointing=train.activation_checkpointing,
+        z_loss=train.z_loss_coefficient,
+    )
+    if train.compile:
+        compile_blocks(model)
+    return model

@@ -29,6 +29,7 @@ from cluster.topology import Precision, Topology
 from llm.accounting import parameter_shapes
 from llm.config import OptimizerConfig
 from llm.kv_cache import KeyValueCache
+from llm.layers import Block
 from llm.loss import LossSums
 from llm.optimizer import parameter_groups, torch_parameter_groups
 from llm.transformer import Transformer
@@ -52,6 +53,7 @@ class DeepSpeedEngine:
         micro_batch_size: int,
         micro_batches: int,
         topology: Topology,
+        compiled: bool = False,
     ) -> None:
         """Build the model and partition it.
 
@@ -63,6 +65,7 @@ class DeepSpeedEngine:
             micro_batch_size: Sequences in one forward pass.
             micro_batches: Forward passes of this rank in one step.
             topology: Place of this rank.
+            compiled: Whether the model's blocks are compiled.
         """
         _join_process_group(topology)
         _load_muon_uncompiled()
@@ -79,7 +82,7 @@ class DeepSpeedEngine:
             micro_batches=micro_batches,
             world_size=topology.world_size,
         )
-        model = _built(build_model, settings, zero.stage, precision)
+        model = _built(build_model, settings, zero.stage, precision, compiled=compiled)
         model.to(topology.device)
         groups = parameter_groups(model, optimizer.weight_decay, parameter_shapes(model.config), optimizer.name)
         client = make_optimizer(torch_parameter_groups(groups), optimizer, precision)
@@ -152,7 +155,13 @@ class DeepSpeedEngine:
 
     def _forward(self, batch: MicroBatch) -> LossSums:
         with self._arithmetic():
-            sums: LossSums = self._engine(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
+            sums: LossSums = self._engine(
+                batch.tokens,
+                batch.targets,
+                batch.loss_weights,
+                batch.document_ids,
+                dropout_keys_B=batch.dropout_keys,
+            )
         return sums
 
     def _arithmetic(self) -> contextlib.AbstractContextManager[Any]:
@@ -197,13 +206,21 @@ def deepspeed_settings(
 
 
 def _built(
-    build_model: Callable[[], Transformer], settings: dict[str, Any], stage: int, precision: Precision
+    build_model: Callable[[], Transformer],
+    settings: dict[str, Any],
+    stage: int,
+    precision: Precision,
+    *,
+    compiled: bool,
 ) -> Transformer:
     """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
     dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
     if stage == 3:
         with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype):
-            return build_model()
+            model = build_model()
+        if compiled:  # hooks inside a block would break its graph: its parameters come and go together
+            deepspeed.utils.set_z3_leaf_modules(model, [Block])
+        return model
     return build_model().to(dtype)
 
 

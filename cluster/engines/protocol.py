@@ -31,6 +31,8 @@ class MicroBatch:
     targets: torch.Tensor
     loss_weights: torch.Tensor
     document_ids: torch.Tensor | None
+    dropout_keys: torch.Tensor | None = None
+    """int64 key of each row; None where nothing is dropped. Shape: [B]."""
 
 
 @dataclass(frozen=True)

@@ -114,7 +114,13 @@ class TorchEngine:
         }
 
     def _forward(self, batch: MicroBatch) -> LossSums:
-        sums: LossSums = self._model(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
+        sums: LossSums = self._model(
+            batch.tokens,
+            batch.targets,
+            batch.loss_weights,
+            batch.document_ids,
+            dropout_keys_B=batch.dropout_keys,
+        )
         return sums
 
     def _refresh_model(self) -> None:

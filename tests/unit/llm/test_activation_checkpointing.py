@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from llm.activation_checkpointing import ActivationCheckpointing
 from llm.config import ModelConfig
@@ -53,15 +56,18 @@ def saved_bytes(model: Transformer) -> int:
     return sum(kept.values())
 
 
+@pytest.mark.parametrize("mode", ["selective", "full"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_loss_and_gradients_are_bit_equal_when_activations_are_recomputed(dtype: torch.dtype) -> None:
-    models = {mode: make_model(mode, dtype) for mode in ("off", "full")}
+def test_loss_and_gradients_are_bit_equal_when_activations_are_recomputed(
+    mode: ActivationCheckpointing, dtype: torch.dtype
+) -> None:
+    models = {"off": make_model("off", dtype), mode: make_model(mode, dtype)}
     losses = {mode: loss(model) for mode, model in models.items()}
     for value in losses.values():
         value.backward()
-    assert torch.equal(losses["off"], losses["full"])
+    assert torch.equal(losses["off"], losses[mode])
     expected = dict(models["off"].named_parameters())
-    for name, parameter in models["full"].named_parameters():
+    for name, parameter in models[mode].named_parameters():
         assert parameter.grad is not None
         assert torch.equal(parameter.grad, expected[name].grad), name
 
@@ -72,6 +78,30 @@ def test_fewer_bytes_are_kept_when_activations_are_recomputed() -> None:
     logits = TOKENS[:, :-1].numel() * 31 * 4
     assert recomputed <= (CONFIG.num_hidden_layers + 3) * layer_input + 3 * logits
     assert recomputed < kept / 3
+
+
+def test_products_run_once_when_recomputation_is_selective() -> None:
+    counts = {mode: products(make_model(mode)) for mode in ("off", "selective", "full")}
+    assert counts["off"] == counts["selective"] < counts["full"]
+
+
+def products(model: Transformer) -> int:
+    """Matrix products of a forward and a backward pass."""
+    with Count() as counted:
+        loss(model).backward()
+    return counted.products
+
+
+class Count(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.products = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.products += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        return func(*args, **(kwargs or {}))
 
 
 def test_layers_run_once_when_there_is_no_backward_pass_to_come() -> None:

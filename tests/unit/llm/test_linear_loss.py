@@ -9,11 +9,19 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.loss import LossSums, cross_entropy_sums, linear_cross_entropy_sums
+from llm.loss import LossRule, LossSums, cross_entropy_sums, linear_cross_entropy_sums
 
 TOLERANCE = {torch.float32: 1e-6, torch.bfloat16: 2e-2}
 """Relative to the largest number: fp32 sums in another order; bf16 products rounded in another order."""
 ROWS, WIDTH, VOCABULARY = 13, 8, 37
+
+RULES = {
+    "plain": LossRule(),
+    "scaled": LossRule(scale=0.25),
+    "capped": LossRule(scale=2.0, softcap=3.0),
+    "z-loss": LossRule(z_loss=0.1),
+    "all": LossRule(scale=0.5, softcap=2.0, z_loss=0.1),
+}
 
 Example = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -32,8 +40,14 @@ def chunk_bytes(rows: int) -> int:
     return 4 * VOCABULARY * rows
 
 
-def plain(hidden: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor) -> LossSums:
-    return cross_entropy_sums(F.linear(hidden, weight), targets, weights)
+def plain(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor,
+    rule: LossRule = LossRule(),  # noqa: B008 - a tuple of constants
+) -> LossSums:
+    return cross_entropy_sums(rule.logits(F.linear(hidden, weight).float()), targets, weights, rule.z_loss)
 
 
 def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
@@ -43,10 +57,15 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 
 @pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "bf16"])
 @pytest.mark.parametrize("rows", [1, 5, ROWS, 1000])
-def test_sums_and_gradients_equal_those_over_all_logits(rows: int, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_sums_and_gradients_equal_those_over_all_logits(rule: LossRule, rows: int, dtype: torch.dtype) -> None:
     hidden, weight, targets, weights = example(dtype)
-    found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes=chunk_bytes(rows))
-    wanted = plain(hidden, weight, targets, weights)
+    found = linear_cross_entropy_sums(hidden, weight, targets, weights, rule, chunk_bytes(rows))
+    wanted = plain(hidden, weight, targets, weights, rule)
+    assert found.terms.keys() == wanted.terms.keys() == ({"z_loss"} if rule.z_loss else set())
+    for name, term in found.terms.items():
+        assert term.item() == pytest.approx(wanted.terms[name].item(), rel=1e-6)
+    assert found.objective_sum.item() == pytest.approx(wanted.objective_sum.item(), rel=1e-6)
     assert found.loss_sum.item() == pytest.approx(wanted.loss_sum.item(), rel=1e-6)
     assert torch.equal(found.weight_sum, wanted.weight_sum)
     scale = 0.37
