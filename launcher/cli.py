@@ -9,6 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from launcher.commands import (
+    bench,
     branch,
     checkpoint,
     config,
@@ -110,6 +111,7 @@ generate.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")
 branch.register(app)
 report.register(app)
+app.add_typer(bench.app, name="bench")
 app.add_typer(submit.app, name="submit")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(config.app, name="config")

@@ -5,8 +5,10 @@ from __future__ import annotations
 from functools import partial
 
 from cluster.attempt import EngineRequest
+from cluster.config import TrainConfig
 from cluster.engines.protocol import Engine
 from llm.compilation import compile_blocks
+from llm.config import ModelConfig
 from llm.transformer import Transformer
 
 
@@ -15,7 +17,7 @@ def deepspeed_engine(request: EngineRequest) -> Engine:
     from cluster.engines.deepspeed_engine import DeepSpeedEngine
 
     return DeepSpeedEngine(
-        partial(_model, request),
+        partial(build_model, request.model, request.layout.attention, request.config.train),
         optimizer=request.config.optimizer,
         zero=request.config.zero,
         precision=request.layout.precision,
@@ -31,18 +33,24 @@ def torch_engine(request: EngineRequest) -> Engine:
     from cluster.engines.torch_engine import TorchEngine
 
     return TorchEngine(
-        _model(request),
+        build_model(request.model, request.layout.attention, request.config.train),
         optimizer=request.config.optimizer,
         precision=request.layout.precision,
         device=request.topology.device,
     )
 
 
-def _model(request: EngineRequest) -> Transformer:
-    train = request.config.train
+def build_model(config: ModelConfig, attention: str, train: TrainConfig) -> Transformer:
+    """An empty model as a run trains it.
+
+    Args:
+        config: Its shape, with the vocabulary's size.
+        attention: Name of the backend, resolved.
+        train: Says what it keeps for the backward pass, whether it is compiled, and its z-loss.
+    """
     model = Transformer(
-        request.model,
-        request.layout.attention,
+        config,
+        attention,
         activation_checkpointing=train.activation_checkpointing,
         z_loss=train.z_loss_coefficient,
     )
