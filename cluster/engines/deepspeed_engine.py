@@ -216,7 +216,8 @@ def _built(
     """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
     dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
     if stage == 3:
-        with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype):
+        # told a dtype, DeepSpeed 0.19.8 takes bf16 on CPUs without fp16, whatever it was told: it reads the settings
+        with deepspeed.zero.Init(config_dict_or_path=settings):
             model = build_model()
         if compiled:  # hooks inside a block would break its graph: its parameters come and go together
             deepspeed.utils.set_z3_leaf_modules(model, [Block])

@@ -75,6 +75,8 @@ def play(scenario: Scenario, stage: Stage, run: ChaosRun) -> None:
         run.wait_until(lambda here=here: gates.standing(here), what)  # type: ignore[misc]
         if number + 1 < len(scenario.disturbances):
             upcoming = scenario.disturbances[number + 1]
+            if upcoming.moment == "load":
+                run.wait_until(lambda: _has_checkpoint(run), "a published checkpoint, without which nothing is loaded")
             gate = gates.shut(upcoming.moment, upcoming.from_step)
         if disturbance.delay_ms:
             gates.open(here)
@@ -82,6 +84,10 @@ def play(scenario: Scenario, stage: Stage, run: ChaosRun) -> None:
         ACTS[disturbance.kind](Play(scenario, stage, run, disturbance, here))
         gates.open(here)
     run.finish()
+
+
+def _has_checkpoint(run: ChaosRun) -> bool:
+    return any(info.manifest is not None for info in list_checkpoints(run.directory))
 
 
 def _kill_worker(play: Play) -> None:

@@ -149,6 +149,8 @@ _OF_JOBS: frozenset[Kind] = frozenset({"stop_job", "kill_job_driver"})
 _OF_CLOCKS: frozenset[Kind] = frozenset({"clock_forward", "clock_back"})
 _OF_STORES: frozenset[Kind] = frozenset({"s3_errors", "s3_slow", "s3_down", "s3_lost_answer"})
 """Those of runs whose storage is an object store."""
+_FIRST_WITH_A_CHECKPOINT = 6
+"""The checkpoint of step 4 is published with the loss of step 5."""
 _FIRST_WITH_TWO_CHECKPOINTS = 13
 _COMPANION_CHANCE = 0.35
 
@@ -221,7 +223,7 @@ def _scenario(draw: random.Random, number: int, pair: Pair) -> Scenario:
     disturbances = []
     if moment in _LATER:
         opening: Kind = "kill_driver" if moment == "lease" else draw.choice(("kill_driver", "kill_worker"))
-        disturbances.append(_disturbance(draw, (opening, "step"), draw.randint(5, 10)))
+        disturbances.append(_disturbance(draw, (opening, "step"), draw.randint(_FIRST_WITH_A_CHECKPOINT, 10)))
         disturbances.append(_disturbance(draw, pair, 0))
     else:
         disturbances.append(_disturbance(draw, pair, _first_step(draw, pair)))

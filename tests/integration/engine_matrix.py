@@ -5,7 +5,7 @@ Used by the tests and by `python -m tests.bench.engine_matrix`; the functions th
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -22,7 +22,10 @@ from cluster.engines.initial_state import InitialState
 from cluster.engines.protocol import Engine, MicroBatch
 from cluster.engines.torch_engine import TorchEngine
 from cluster.topology import Topology
-from llm.config import ModelConfig, OptimizerConfig
+from llm.activation_checkpointing import ActivationCheckpointing
+from llm.compilation import compile_blocks
+from llm.config import ModelConfig, OptimizerConfig, RopeScaling
+from llm.dropout import row_keys
 from llm.transformer import Transformer
 
 Precision = Literal["fp32", "bf16"]
@@ -56,7 +59,10 @@ class Case:
     zero: ZeroConfig | None = None
     precision: Precision
     optimizer: OptimizerConfig = OPTIMIZER
-    activation_checkpointing: Literal["off", "full"] = "off"
+    model: ModelConfig = MODEL
+    z_loss: float = 0.0
+    activation_checkpointing: ActivationCheckpointing = "off"
+    compiled: bool = False
     note: str = ""
 
     def __str__(self) -> str:
@@ -115,9 +121,58 @@ OPTIONS = [
 what they leave out on CPUs is page-locked memory and streams."""
 
 
+_RICH = replace(
+    MODEL,
+    normalization="layer_norm",
+    sandwich_norm=True,
+    attention_bias=True,
+    mlp_bias=True,
+    qk_norm=True,
+    tie_word_embeddings=False,
+    sliding_window=6,
+    layer_types=("sliding_attention", "full_attention"),
+    rope_scaling=RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=8),
+    attn_logit_softcapping=20.0,
+    final_logit_softcapping=10.0,
+    residual_multiplier=0.5,
+    embedding_dropout=0.1,
+    attention_dropout=0.1,
+    residual_dropout=0.1,
+)
+_GPT_2 = replace(
+    MODEL, position_embedding="learned", max_position_embeddings=LENGTH, gated_mlp=False, hidden_act="gelu"
+)
+MODELS = [
+    Case(zero=ZeroConfig(stage=2), precision="fp32", model=_RICH, z_loss=1e-2, note="rich"),
+    Case(
+        zero=ZeroConfig(stage=3, parameter_persistence_threshold_elements=0),
+        precision="fp32",
+        model=_RICH,
+        z_loss=1e-2,
+        activation_checkpointing="selective",
+        note="rich",
+    ),
+    Case(zero=ZeroConfig(stage=3), precision="bf16", model=_GPT_2, activation_checkpointing="full", note="gpt2"),
+]
+"""Models with what the matrix's has not: norms, biases, windows, caps, multipliers, dropout, z-loss,
+learned positions."""
+COMPILED = [
+    Case(zero=ZeroConfig(stage=0), precision="fp32", compiled=True, note="compiled"),
+    Case(zero=ZeroConfig(stage=2), precision="bf16", compiled=True, note="compiled"),
+    Case(
+        zero=ZeroConfig(stage=3, parameter_persistence_threshold_elements=0),
+        precision="fp32",
+        compiled=True,
+        activation_checkpointing="full",
+        note="compiled",
+    ),
+    Case(zero=ZeroConfig(stage=3), precision="bf16", compiled=True, note="compiled"),
+]
+
+
 def build(case: Case, topology: Topology) -> Engine:
     """The engine of a case, without state."""
-    build_model = partial(Transformer, MODEL, "sdpa", case.activation_checkpointing)
+    build_model = partial(_build_model, case)
     if case.zero is None:
         return TorchEngine(build_model(), optimizer=case.optimizer, precision=case.precision)
     from cluster.engines.deepspeed_engine import DeepSpeedEngine
@@ -131,7 +186,16 @@ def build(case: Case, topology: Topology) -> Engine:
         micro_batch_size=size,
         micro_batches=micro_batch_count(ROWS, topology.world_size, size),
         topology=topology,
+        compiled=case.compiled,
     )
+
+
+def _build_model(case: Case) -> Transformer:
+    attention = "eager" if case.model.attention_dropout or case.model.attn_logit_softcapping else "sdpa"
+    model = Transformer(case.model, attention, case.activation_checkpointing, case.z_loss)
+    if case.compiled:
+        compile_blocks(model)
+    return model
 
 
 def micro_batch_size(world_size: int) -> int:
@@ -139,7 +203,7 @@ def micro_batch_size(world_size: int) -> int:
     return 2 if world_size < 4 else 1
 
 
-def global_batch(step: int, topology: Topology) -> tuple[list[MicroBatch], float]:
+def global_batch(step: int, topology: Topology, model: ModelConfig = MODEL) -> tuple[list[MicroBatch], float]:
     """The micro-batches of this rank in a step, and the target weight of the whole global batch."""
     draw = np.random.default_rng(step)
     tokens = draw.integers(0, 67, (ROWS, LENGTH + 1))
@@ -150,15 +214,16 @@ def global_batch(step: int, topology: Topology) -> tuple[list[MicroBatch], float
         real = rows[:, None] >= 0
         held = torch.from_numpy(np.where(real, tokens[rows], 0))
         weight = torch.from_numpy(np.where(real, weights[rows], 0).astype(np.float32))
-        batches.append(MicroBatch(held[:, :-1].contiguous(), held[:, 1:].contiguous(), weight, None))
+        keys = row_keys(SEED, step, torch.from_numpy(rows)) if model.has_dropout else None
+        batches.append(MicroBatch(held[:, :-1].contiguous(), held[:, 1:].contiguous(), weight, None, keys))
     return batches, float(weights.sum())
 
 
-def train_steps(engine: Engine, topology: Topology, steps: range) -> Curve:
+def train_steps(engine: Engine, topology: Topology, steps: range, model: ModelConfig = MODEL) -> Curve:
     """Train for some steps, on the batches that belong to their numbers."""
     losses, gradients = [], {}
     for step in steps:
-        batches, weight = global_batch(step, topology)
+        batches, weight = global_batch(step, topology, model)
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch in batches:
             loss_sum += engine.accumulate(batch, torch.tensor(1.0 / weight, dtype=torch.float32)).loss_sum
@@ -176,11 +241,11 @@ def curves(topology: Topology, cases: list[Case], steps: int = STEPS, saved_in: 
     found = {}
     for case in cases:
         engine = build(case, topology)
-        engine.load(InitialState(MODEL, SEED))
-        before = train_steps(engine, topology, range(1, SAVED_AFTER + 1))
+        engine.load(InitialState(case.model, SEED))
+        before = train_steps(engine, topology, range(1, SAVED_AFTER + 1), case.model)
         if saved_in is not None:
             _save(engine, topology, saved_in / f"{topology.world_size}-{case}")
-        after = train_steps(engine, topology, range(SAVED_AFTER + 1, steps + 1))
+        after = train_steps(engine, topology, range(SAVED_AFTER + 1, steps + 1), case.model)
         found[str(case)] = Curve(before.losses + after.losses, before.gradients)
     return found
 

@@ -3,27 +3,27 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from engine_matrix import (
+    COMPILED,
     GRADIENT_TOLERANCE,
     LOSS_TOLERANCE,
     MATRIX,
-    OPTIMIZER,
+    MODELS,
     OPTIONS,
     SAVED_AFTER,
     STEPS,
     Case,
     Curve,
-    Precision,
     curves,
 )
 from gloo import run_ranks
 from load_matrix import LOADED, MUON, SGD, check_all, load_all, with_optimizer
 
 from cluster.topology import Topology
-from llm.config import OptimizerConfig
 
 WORLDS = (1, 2, 3, 4)
 SAVED_ON = 2
@@ -37,9 +37,8 @@ FEW_OPTIMIZERS = [case for case in OPTIMIZERS if str(case) in ("zero1-bf16-muon"
 
 
 @functools.cache
-def reference(precision: Precision, optimizer: OptimizerConfig = OPTIMIZER) -> Curve:
-    case = Case(precision=precision, optimizer=optimizer)
-    return curves(Topology(), [case])[str(case)]
+def reference(plain: Case) -> Curve:
+    return curves(Topology(), [plain])[str(plain)]
 
 
 @pytest.fixture(scope="module")
@@ -59,12 +58,13 @@ def curves_of_two_ranks(topology: Topology, saved_in: Path) -> dict[str, Curve]:
     kept = [case for case in MATRIX if str(case) not in NOT_SAVED]
     others = [case for case in MATRIX if str(case) in NOT_SAVED]
     whole = SAVED_AFTER + STEPS
-    few = [*FEW_OPTIMIZERS, *OPTIONS]
+    few = [*FEW_OPTIMIZERS, *MODELS, *OPTIONS]
     return curves(topology, kept, whole, saved_in) | curves(topology, others) | curves(topology, few, FEW_STEPS)
 
 
 def assert_equal(curve: Curve, case: Case) -> None:
-    expected = reference(case.precision, case.optimizer)
+    # in plain torch, with nothing recomputed or compiled
+    expected = reference(replace(case, zero=None, activation_checkpointing="off", compiled=False, note=""))
     assert len(curve.losses) >= FEW_STEPS
     assert curve.loss_difference(expected) <= LOSS_TOLERANCE[case.precision]
     assert curve.gradient_difference(expected) <= GRADIENT_TOLERANCE[case.precision]
@@ -81,6 +81,22 @@ def test_losses_and_gradients_equal_plain_torch(world_size: int, case: Case, sav
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 def test_losses_and_gradients_equal_plain_torch_when_an_option_is_set(case: Case, saved: Path) -> None:
     assert_equal(curves_on(SAVED_ON, saved)[str(case)], case)
+
+
+@pytest.mark.parametrize("case", MODELS, ids=str)
+def test_losses_and_gradients_equal_plain_torch_when_the_model_is_another(case: Case, saved: Path) -> None:
+    assert_equal(curves_on(SAVED_ON, saved)[str(case)], case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", COMPILED, ids=str)
+def test_losses_and_gradients_equal_plain_torch_when_compiled(case: Case) -> None:
+    assert_equal(run_compiled()[str(case)], case)
+
+
+@functools.cache
+def run_compiled() -> dict[str, Curve]:
+    return run_ranks(curves, 2, COMPILED, FEW_STEPS)[0]
 
 
 @pytest.mark.parametrize("case", FEW_OPTIMIZERS, ids=str)
