@@ -7,6 +7,7 @@ process, because what differs comes in: the topology, the engine and the link to
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,7 @@ from cluster.storage.retry import retried
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
-from cluster.train_loop import Effects, Rhythm, train
+from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, train
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences
@@ -48,6 +49,8 @@ class AttemptResult:
 
     step: int
     finished: bool
+    spent: Spent
+    """What its last seconds went into, after its last train line."""
     regroup: bool = False
     """Whether it ended only for other workers to go on."""
 
@@ -168,7 +171,7 @@ class _Attempt:
         config = self._config
         self._shop.phase(f"training from step {self._step + 1}" if self._step else "training")
         try:
-            ending = train(
+            end = train(
                 self._engine,
                 self._feeder,
                 rhythm=Rhythm(
@@ -198,19 +201,29 @@ class _Attempt:
                 ),
                 device=self._topology.device,
             )
-            if self._writer.awaits_next_loss:
-                self._writer.next_loss(self._loss_of_next_batch())
-            self._writer.finish(last=ending in ("finished", "stopped"))
-            regroup = ending == "regroup" or (ending == "finished" and self._wait_for_late())
-            if ending == "rollback":
+            regroup = self._settle(end)
+            if end.ending == "rollback":
                 self._healer.roll_back()
         except BaseException as error:
             self._close("failed", error)
             raise
-        self._close("finished" if ending == "finished" and not regroup else "stopped")
-        if ending == "rollback":
+        finished = end.ending == "finished"
+        self._close("finished" if finished and not regroup else "stopped")
+        if end.ending == "rollback":
             return None
-        return AttemptResult(step=self._step, finished=ending == "finished", regroup=regroup)
+        return AttemptResult(step=self._step, finished=finished, spent=end.spent, regroup=regroup)
+
+    def _settle(self, end: LoopEnd) -> bool:
+        """Wait for what is left to be written and evaluated; whether other workers are to take over."""
+        began = time.perf_counter()
+        if self._writer.awaits_next_loss:
+            self._writer.next_loss(self._loss_of_next_batch())
+        self._writer.finish(last=end.ending in ("finished", "stopped"))
+        saved = time.perf_counter()
+        regroup = end.ending == "regroup" or (end.ending == "finished" and self._wait_for_late())
+        end.spent.checkpoint += saved - began
+        end.spent.evaluation += time.perf_counter() - saved
+        return regroup
 
     def _open_record(self) -> RecordWriter:
         """Bring the record to where training continues, and say so. Rank 0 only."""

@@ -173,7 +173,7 @@ def _train(
             announce_failure(tracking, directory, str(error))
         raise
     status: Literal["finished", "stopped"] = "finished" if result["finished"] else "stopped"
-    listener({"type": "event", **events.write(status, step=result["step"])})
+    listener({"type": "event", **events.write(status, step=result["step"], **result.get("spent", {}))})
     outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
     ledger = {"token_ledger": [asdict(entry) for entry in outcome.ledger]}
     if outcome.ledger:
