@@ -23,7 +23,7 @@ from cluster.evaluation.in_loop import evaluate_datasets
 from cluster.evaluation.late import LateEffects, LateEvaluations
 from cluster.healer import Healer
 from cluster.process_clock import age_seconds
-from cluster.record.wandb_mirror import Status
+from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
@@ -41,6 +41,8 @@ from llm.schedule import learning_rate
 __all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_attempt"]
 
 logger = logging.getLogger(__name__)
+
+_MIRROR_SECONDS = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +69,12 @@ def run_attempt(config: RunConfig, topology: Topology, surroundings: Surrounding
         surroundings: Engine, link to the driver, tracking.
     """
     workshop = Workshop(config, topology, surroundings)
-    while (result := _Attempt(workshop).run()) is None:
-        workshop.phase("going back to an earlier checkpoint")
+    try:
+        while (result := _Attempt(workshop).run()) is None:
+            workshop.phase("going back to an earlier checkpoint")
+    finally:
+        if workshop.mirror is not None:  # not ended yet where the attempt after it could not begin
+            workshop.mirror.wait(_MIRROR_SECONDS)
     return result
 
 
@@ -84,6 +90,8 @@ class Workshop:
         self.directory = storage_path(config.storage) / config.name
         self.attempts = 0
         """Begun in this process so far: more than one after a rollback."""
+        self.mirror: WandbMirror | None = None
+        """W&B's mirror of the last attempt that was rolled back; it finishes by itself. Rank 0 only."""
         set_arithmetic(topology, deterministic=config.train.deterministic)
         self.collectives = Collectives()
 
@@ -207,10 +215,11 @@ class _Attempt:
         except BaseException as error:
             self._close("failed", error)
             raise
+        if end.ending == "rollback":
+            self._leave()
+            return None
         finished = end.ending == "finished"
         self._close("finished" if finished and not regroup else "stopped")
-        if end.ending == "rollback":
-            return None
         return AttemptResult(step=self._step, finished=finished, spent=end.spent, regroup=regroup)
 
     def _settle(self, end: LoopEnd) -> bool:
@@ -244,6 +253,7 @@ class _Attempt:
             after_step=self._step,
             clock=shop.around.clock,
             tracking=shop.around.tracking,
+            before=shop.mirror,
         )
         for reason in shop.resolved:
             logger.info("%s", reason)
@@ -360,6 +370,13 @@ class _Attempt:
         noted = {PUBLISHED_STEP: event["step"], **waiting}
         if not RunDirectory(self._shop.directory).update_within(self._attempt, noted):
             logger.warning("step %d is not noted in run.json: another attempt has begun", event["step"])
+
+    def _leave(self) -> None:
+        """Make way for the next attempt in this process, without waiting for W&B."""
+        self._feeder.close()
+        self._writer.close()
+        if self._record is not None:
+            self._shop.mirror = self._record.leave("stopped")
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()

@@ -9,55 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from attempts import attempt_alone, die, kill_attempt, record_of
 from gloo import run_ranks
+from poison import Poison
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import EngineRequest, Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
-from cluster.engines.builders import deepspeed_engine, torch_engine
-from cluster.engines.protocol import Engine, MicroBatch
+from cluster.engines.builders import deepspeed_engine
+from cluster.engines.protocol import Engine
 from cluster.errors import TrainingFailedError
 from cluster.faults.config import HealingConfig
 from cluster.healer import Healer
 from cluster.record.logs import read_lines
 from cluster.run_directory import RunDirectory
 from cluster.topology import Topology
-from llm.loss import LossSums
 
 BAD_STEP = 11  # global batch 6: sequences 60 to 65; the last checkpoint before it is that of step 8
 BAD_SEQUENCES = ((60, 66),)
-BAD_SEQUENCE = 62
 NEVER = -1
-
-
-class Poison:
-    """Makes every batch that holds a sequence give a wrong loss and gradients, whatever the step."""
-
-    def __init__(self, factor: float, sequences: tuple[int, ...] = (BAD_SEQUENCE,), *, what: str = "loss") -> None:
-        self._factor = factor
-        self._loss_too = what == "loss"
-        self._sequences = set(sequences)
-        self._bad = False
-
-    def observe(self, batch: Any) -> None:
-        self._bad = not self._sequences.isdisjoint(batch.sample_index.tolist())
-
-    def build(self, request: EngineRequest) -> Engine:
-        return self.applied_to(torch_engine(request))
-
-    def applied_to(self, engine: Engine) -> Engine:
-        accumulate = engine.accumulate
-
-        def poisoned(batch: MicroBatch, scale: torch.Tensor) -> LossSums:
-            factor = self._factor if self._bad else 1.0
-            sums = accumulate(batch, scale * factor)
-            return LossSums(sums.loss_sum * factor if self._loss_too else sums.loss_sum, sums.weight_sum)
-
-        engine.accumulate = poisoned  # type: ignore[method-assign]
-        return engine
 
 
 def healed_run(storage: Path, dataset: Path, **healing: Any) -> RunConfig:
