@@ -376,7 +376,7 @@ class _Attempt:
         self._feeder.close()
         self._writer.close()
         if self._record is not None:
-            self._shop.mirror = self._record.leave("stopped")
+            self._shop.mirror = self._record.leave("stopped", self._healer.failure())
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()

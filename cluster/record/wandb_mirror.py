@@ -150,15 +150,19 @@ class WandbMirror:
                 self._directory if self._place is None else self._place.directory,
             )
 
-    def leave(self, status: Status) -> None:
+    def leave(self, status: Status, failure: Failure | None = None) -> None:
         """Let the mirror finish by itself, and return at once: the next attempt of this process takes over the record.
 
         What was not shown yet is read now, before the record goes back to a checkpoint.
+
+        Args:
+            status: How the attempt ended.
+            failure: Raises an alert.
         """
         if self._thread is None:
             return
         self._unread.hold()
-        self._status = status
+        self._status, self._failure = status, failure
         self._closing.set()
         self._news.set()
 

@@ -72,8 +72,12 @@ class RecordWriter:
             if self._mirror is not None:
                 self._mirror.close(status, None if error is None else self._failure(error))
 
-    def leave(self, status: Status) -> WandbMirror | None:
+    def leave(self, status: Status, failure: Failure | None = None) -> WandbMirror | None:
         """Make all lines durable, and give away the mirror, which finishes by itself beside the next attempt.
+
+        Args:
+            status: How this one ended.
+            failure: Raises an alert.
 
         Raises:
             OSError: They cannot be written.
@@ -82,7 +86,7 @@ class RecordWriter:
             self._close_logs()
         finally:
             if self._mirror is not None:
-                self._mirror.leave(status)
+                self._mirror.leave(status, failure)
         return self._mirror
 
     def _close_logs(self) -> None:

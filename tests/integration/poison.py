@@ -15,11 +15,18 @@ BAD_SEQUENCE = 62
 
 
 class Poison:
-    """Makes every batch that holds a sequence give a wrong loss and gradients, whatever the step."""
+    """Makes every batch that holds a sequence give wrong numbers, whatever the step.
+
+    Args:
+        factor: What they are multiplied by.
+        sequences: The sequences.
+        what: `loss` and its gradients, `gradients` alone, or the loss's `value` alone.
+    """
 
     def __init__(self, factor: float, sequences: tuple[int, ...] = (BAD_SEQUENCE,), *, what: str = "loss") -> None:
         self._factor = factor
-        self._loss_too = what == "loss"
+        self._spoils_loss = what in ("loss", "value")
+        self._spoils_gradients = what in ("loss", "gradients")
         self._sequences = set(sequences)
         self._bad = False
 
@@ -34,8 +41,8 @@ class Poison:
 
         def poisoned(batch: MicroBatch, scale: torch.Tensor) -> LossSums:
             factor = self._factor if self._bad else 1.0
-            sums = accumulate(batch, scale * factor)
-            return LossSums(sums.loss_sum * factor if self._loss_too else sums.loss_sum, sums.weight_sum)
+            sums = accumulate(batch, scale * factor if self._spoils_gradients else scale)
+            return LossSums(sums.loss_sum * factor if self._spoils_loss else sums.loss_sum, sums.weight_sum)
 
         engine.accumulate = poisoned  # type: ignore[method-assign]
         return engine

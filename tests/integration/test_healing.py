@@ -151,6 +151,17 @@ def test_update_is_left_out_and_the_curve_goes_on_when_a_batch_is_skipped(datase
     assert all(math.isfinite(row["train/loss"]) for row in rows if row["step"] != BAD_STEP)
 
 
+def test_loss_that_is_not_finite_never_reaches_the_weights_when_healing_warns_and_the_gradients_are_finite(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config = healed_run(tmp_path / "a", dataset, non_finite="warn")
+    link = train_poisoned(config, Poison(math.nan, what="value"))
+    assert healing_events(link) == [{"event": "anomaly", "step": BAD_STEP, "kind": "non_finite_loss", "action": "warn"}]
+    skipped = healed_run(tmp_path / "b", dataset, non_finite="skip")
+    train_poisoned(skipped, Poison(math.nan))
+    assert record_of(config) == record_of(skipped)
+
+
 def test_skipped_update_is_skipped_again_when_resumed_from_before_it(dataset: Path, tmp_path: Path) -> None:
     undisturbed = healed_run(tmp_path / "a", dataset, loss_spike="skip")
     train_poisoned(undisturbed, Poison(10.0))

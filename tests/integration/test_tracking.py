@@ -250,6 +250,9 @@ def test_training_goes_on_and_no_line_is_missing_when_rolled_back_while_wandb_st
     attempt(config, observe=observe, build_engine=poison.build)
     assert time.monotonic() - began < WITHOUT_WAITING_SECONDS
     left, newest_file = sorted(offline_files(config))
+    assert wandb_files.alerts(left) == [
+        ("Loss is not finite", "run tiny: the loss of step 11 is nan; the run goes back to an earlier checkpoint")
+    ]
     assert lines_shown(left) == [(1, step) for step in range(1, 11)]
     assert lines_shown(newest_file) == [(1 if step <= 8 else 2, step) for step in range(1, 13)]
     assert_complete(config)
