@@ -7,6 +7,7 @@ process, because what differs comes in: the topology, the engine and the link to
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +23,7 @@ from cluster.evaluation.in_loop import evaluate_datasets
 from cluster.evaluation.late import LateEffects, LateEvaluations
 from cluster.healer import Healer
 from cluster.process_clock import age_seconds
-from cluster.record.wandb_mirror import Status
+from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
 from cluster.resolution import resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
@@ -31,7 +32,7 @@ from cluster.storage.retry import retried
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
-from cluster.train_loop import Effects, Rhythm, train
+from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, train
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences
@@ -41,6 +42,8 @@ __all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_
 
 logger = logging.getLogger(__name__)
 
+_MIRROR_SECONDS = 60.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class AttemptResult:
@@ -48,6 +51,8 @@ class AttemptResult:
 
     step: int
     finished: bool
+    spent: Spent
+    """What its last seconds went into, after its last train line."""
     regroup: bool = False
     """Whether it ended only for other workers to go on."""
 
@@ -64,8 +69,12 @@ def run_attempt(config: RunConfig, topology: Topology, surroundings: Surrounding
         surroundings: Engine, link to the driver, tracking.
     """
     workshop = Workshop(config, topology, surroundings)
-    while (result := _Attempt(workshop).run()) is None:
-        workshop.phase("going back to an earlier checkpoint")
+    try:
+        while (result := _Attempt(workshop).run()) is None:
+            workshop.phase("going back to an earlier checkpoint")
+    finally:
+        if workshop.mirror is not None:  # not ended yet where the attempt after it could not begin
+            workshop.mirror.wait(_MIRROR_SECONDS)
     return result
 
 
@@ -81,6 +90,8 @@ class Workshop:
         self.directory = storage_path(config.storage) / config.name
         self.attempts = 0
         """Begun in this process so far: more than one after a rollback."""
+        self.mirror: WandbMirror | None = None
+        """W&B's mirror of the last attempt that was rolled back; it finishes by itself. Rank 0 only."""
         set_arithmetic(topology, deterministic=config.train.deterministic)
         self.collectives = Collectives()
 
@@ -168,7 +179,7 @@ class _Attempt:
         config = self._config
         self._shop.phase(f"training from step {self._step + 1}" if self._step else "training")
         try:
-            ending = train(
+            end = train(
                 self._engine,
                 self._feeder,
                 rhythm=Rhythm(
@@ -198,19 +209,30 @@ class _Attempt:
                 ),
                 device=self._topology.device,
             )
-            if self._writer.awaits_next_loss:
-                self._writer.next_loss(self._loss_of_next_batch())
-            self._writer.finish(last=ending in ("finished", "stopped"))
-            regroup = ending == "regroup" or (ending == "finished" and self._wait_for_late())
-            if ending == "rollback":
+            regroup = self._settle(end)
+            if end.ending == "rollback":
                 self._healer.roll_back()
         except BaseException as error:
             self._close("failed", error)
             raise
-        self._close("finished" if ending == "finished" and not regroup else "stopped")
-        if ending == "rollback":
+        if end.ending == "rollback":
+            self._leave()
             return None
-        return AttemptResult(step=self._step, finished=ending == "finished", regroup=regroup)
+        finished = end.ending == "finished"
+        self._close("finished" if finished and not regroup else "stopped")
+        return AttemptResult(step=self._step, finished=finished, spent=end.spent, regroup=regroup)
+
+    def _settle(self, end: LoopEnd) -> bool:
+        """Wait for what is left to be written and evaluated; whether other workers are to take over."""
+        began = time.perf_counter()
+        if self._writer.awaits_next_loss:
+            self._writer.next_loss(self._loss_of_next_batch())
+        self._writer.finish(last=end.ending in ("finished", "stopped"))
+        saved = time.perf_counter()
+        regroup = end.ending == "regroup" or (end.ending == "finished" and self._wait_for_late())
+        end.spent.checkpoint += saved - began
+        end.spent.evaluation += time.perf_counter() - saved
+        return regroup
 
     def _open_record(self) -> RecordWriter:
         """Bring the record to where training continues, and say so. Rank 0 only."""
@@ -231,6 +253,7 @@ class _Attempt:
             after_step=self._step,
             clock=shop.around.clock,
             tracking=shop.around.tracking,
+            before=shop.mirror,
         )
         for reason in shop.resolved:
             logger.info("%s", reason)
@@ -348,6 +371,13 @@ class _Attempt:
         noted = {PUBLISHED_STEP: event["step"], **waiting}
         if not RunDirectory(self._shop.directory).update_within(self._attempt, noted):
             logger.warning("step %d is not noted in run.json: another attempt has begun", event["step"])
+
+    def _leave(self) -> None:
+        """Make way for the next attempt in this process, without waiting for W&B."""
+        self._feeder.close()
+        self._writer.close()
+        if self._record is not None:
+            self._shop.mirror = self._record.leave("stopped", self._healer.failure())
 
     def _close(self, status: Status, error: BaseException | None = None) -> None:
         self._feeder.close()

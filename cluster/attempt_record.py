@@ -17,7 +17,7 @@ from cluster.healing import HEALING
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
-from cluster.train_loop import StepReport
+from cluster.train_loop import Spent, StepReport
 from cluster.versions import library_versions
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
@@ -49,11 +49,24 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
             None if peak is None else peak * topology.world_size,
         ),
         "memory/peak_bytes": peak_memory_bytes(topology.device),
-        "time/training_seconds": report.spent.training,
-        "time/data_wait_seconds": report.spent.data_wait,
-        "time/checkpoint_seconds": report.spent.checkpoint,
-        "time/evaluation_seconds": report.spent.evaluation,
+        **time_fields(report.spent),
     }
+
+
+def time_fields(spent: Spent) -> dict[str, float]:
+    """Seconds by what they were spent on, as a train line has them."""
+    return {
+        "time/training_seconds": spent.training,
+        "time/data_wait_seconds": spent.data_wait,
+        "time/checkpoint_seconds": spent.checkpoint,
+        "time/evaluation_seconds": spent.evaluation,
+    }
+
+
+def closing_fields(spent: Spent) -> dict[str, float]:
+    """The same of the seconds after an attempt's last train line, as the event of its end has them; zeros left out."""
+    rounded = ((key, round(seconds, 3)) for key, seconds in time_fields(spent).items())
+    return {key: seconds for key, seconds in rounded if seconds}
 
 
 def manifest_run(

@@ -15,6 +15,7 @@ from cluster.checkpoint import CheckpointInfo, find_checkpoint, list_checkpoints
 from cluster.config import RunConfig
 from cluster.errors import ClusterError, ResourcesError, RunBusyError
 from cluster.evaluation.late import evaluations_are_missing
+from cluster.evaluation.task import require_something_to_evaluate
 from cluster.healing import Decisions
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
@@ -173,7 +174,7 @@ def _train(
             announce_failure(tracking, directory, str(error))
         raise
     status: Literal["finished", "stopped"] = "finished" if result["finished"] else "stopped"
-    listener({"type": "event", **events.write(status, step=result["step"])})
+    listener({"type": "event", **events.write(status, step=result["step"], **result.get("spent", {}))})
     outcome = _outcome(directory, plan, result["step"], status, trained_now=True)
     ledger = {"token_ledger": [asdict(entry) for entry in outcome.ledger]}
     if outcome.ledger:
@@ -275,6 +276,7 @@ def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
     plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
     plan.check_steps(config.train.max_steps, Decisions.of(facts, config.healing).skips)
     resolve_model(config.model, datasets[0].vocab_size)
+    require_something_to_evaluate(config, datasets)
     return plan
 
 

@@ -14,6 +14,8 @@ from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.healing import HEALING, Anomaly, Decisions, HealthWatch, Rollback, check_rollbacks, first_skipped_step
 from cluster.record.logs import EVENTS_NAME, read_lines
+from cluster.record.wandb_mirror import Failure
+from cluster.record.wandb_view import LOSS_NOT_FINITE
 from cluster.run_directory import RunDirectory
 from cluster.storage.operations import storage_path
 from cluster.storage.retry import retried
@@ -117,6 +119,15 @@ class Healer:
         self._note()
         self._tell_rollback(rollback, str(alarm))
 
+    def failure(self) -> Failure | None:
+        """The alert for an alarm that the run is rolled back for; None but for a loss that is not finite.
+
+        The step is made again with other sequences, so that no line of the record says it.
+        """
+        if self._alarm is None or self._alarm.kind != "non_finite_loss":
+            return None
+        return Failure(title=LOSS_NOT_FINITE, text=f"{self._alarm}; the run goes back to an earlier checkpoint")
+
     def _act_on(self, anomaly: Anomaly | None) -> Verdict:
         if anomaly is None:
             return "go_on"
@@ -137,7 +148,7 @@ class Healer:
         if anomaly.action == "rollback":
             self._alarm = anomaly
             return "rollback"
-        return "go_on"
+        return "skip" if anomaly.leaves_update_out else "go_on"
 
     def _target(self, alarm: Anomaly) -> tuple[int, int]:
         """Where to go back to, 0 for the beginning, and the step of the last batch that may be the cause.

@@ -41,6 +41,11 @@ class Anomaly:
     score: float | None = None
     """Robust z-score of the loss; None where it is not a spike."""
 
+    @property
+    def leaves_update_out(self) -> bool:
+        """Whether the step goes on without its update: also where a loss that is not finite is only told."""
+        return self.action == "skip" or (self.action == "warn" and self.kind == "non_finite_loss")
+
     def __str__(self) -> str:
         if self.kind == "loss_spike":
             return f"the loss of step {self.step} is {self.loss:.6g}, {self.score:.1f} deviations above the median"
@@ -150,7 +155,7 @@ class HealthWatch:
         anomaly = self._anomaly_of(step, loss)
         if math.isfinite(loss):
             self._losses.append(loss)
-        if anomaly is not None and anomaly.action == "skip":
+        if anomaly is not None and anomaly.leaves_update_out:
             self._withhold(anomaly)
         return anomaly
 

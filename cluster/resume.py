@@ -141,8 +141,9 @@ def _refusal(run: str, step: int, refused: list[str]) -> RunRefusedError:
     listing = "\n  ".join(refused)
     return RunRefusedError(
         f"run {run} stands at step {step}, and what its curve depends on was changed:\n  {listing}\n"
-        "A run goes on with the configuration it began with. Undo the change, give the run another name, or pass "
-        "--fresh to set the old run aside and begin anew."
+        "A run goes on with the configuration it began with. Undo the change, give the run another name, begin a run "
+        f"with its state (`longhaul branch RUN --from {step} NAME`, which says what it can take over), or pass --fresh "
+        "to set the old run aside and begin anew."
     )
 
 

@@ -147,6 +147,14 @@ class TextSampler:
         )
 
 
+def samples_are_written(config: RunConfig, tokenizer: Tokenizer) -> bool:
+    """Whether the model writes anything at an evaluation: samples are wanted, and some prompt fits."""
+    wanted = config.evaluation
+    if wanted.every_steps is None or wanted.sample_tokens == 0:
+        return False
+    return bool(_plan(wanted.prompts, tokenizer, longest=config.data.seq_len).prompts)
+
+
 def prompt_labels(prompts: Sequence[str]) -> list[str]:
     """Names of different prompts: their beginnings; those that share one get the first letters of a hash too."""
     names = [" ".join(prompt.split())[:_LABEL_CHARACTERS] or UNPROMPTED for prompt in prompts]

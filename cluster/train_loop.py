@@ -46,7 +46,7 @@ class Rhythm:
 
 @dataclass(kw_only=True)
 class Spent:
-    """Seconds of the loop since the last report, by what they went into."""
+    """Seconds since the last report, by what they went into."""
 
     training: float = 0.0
     data_wait: float = 0.0
@@ -68,6 +68,15 @@ class StepReport:
     spent: Spent
     terms: Mapping[str, list[float]]
     """Means over the targets of the step's other sums (`LossSums.terms`), flattened."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopEnd:
+    """How the loop ended."""
+
+    ending: Ending
+    spent: Spent
+    """What no report has: the seconds since the last one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +113,7 @@ def train(
     collectives: Collectives,
     effects: Effects,
     device: str,
-) -> Ending:
+) -> LoopEnd:
     """Make one optimizer step for each batch.
 
     Args:
@@ -117,7 +126,7 @@ def train(
         device: Where the loss is added up.
 
     Returns:
-        Why it ended. The last step is saved, unless the end is a rollback.
+        Why it ended, and what its last seconds went into. The last step is saved, unless the end is a rollback.
     """
     fresh = True
     saved_last = False
@@ -155,7 +164,7 @@ def train(
         else:
             engine.discard()
         if verdict == "rollback":
-            return "rollback"
+            return LoopEnd(ending="rollback", spent=spent)
         fresh = saved_last = False
 
         now = time.perf_counter()
@@ -185,11 +194,11 @@ def train(
             saved_last = True
             spent.checkpoint += time.perf_counter() - now
         if stops and batch.step < rhythm.last_step:
-            return "stopped"
+            return LoopEnd(ending="stopped", spent=spent)
         if regroups and saved_last and batch.step < rhythm.last_step:
-            return "regroup"
+            return LoopEnd(ending="regroup", spent=spent)
         waiting_since = time.perf_counter()
-    return "finished"
+    return LoopEnd(ending="finished", spent=spent)
 
 
 def _means(sums: Mapping[str, torch.Tensor], target_weight: float, collectives: Collectives) -> dict[str, list[float]]:

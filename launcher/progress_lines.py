@@ -111,7 +111,9 @@ def _loss(event: Event) -> str:
 def _plain_details(event: Event) -> str:
     said = ("kind",) if event.name == "anomaly" else ()  # by its title
     plain = {
-        key: value for key, value in event.details.items() if isinstance(value, int | float | str) and key not in said
+        key: value
+        for key, value in event.details.items()
+        if isinstance(value, int | float | str) and key not in said and not key.startswith("time/")  # goodput has these
     }
     return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in plain.items())
 

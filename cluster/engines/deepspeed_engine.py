@@ -213,16 +213,18 @@ def _built(
     *,
     compiled: bool,
 ) -> Transformer:
-    """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
-    dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
+    """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole.
+
+    There DeepSpeed must take the type from its settings: one that it is given counts only where the device has fp16,
+    and is bf16 on every other, most CPUs among them (`Init._set_dtype` of 0.19.8).
+    """
     if stage == 3:
-        # told a dtype, DeepSpeed 0.19.8 takes bf16 on CPUs without fp16, whatever it was told: it reads the settings
         with deepspeed.zero.Init(config_dict_or_path=settings):
             model = build_model()
         if compiled:  # hooks inside a block would break its graph: its parameters come and go together
             deepspeed.utils.set_z3_leaf_modules(model, [Block])
         return model
-    return build_model().to(dtype)
+    return build_model().to(torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32)
 
 
 def _join_process_group(topology: Topology) -> None:

@@ -10,14 +10,14 @@ from cluster.checkpoint import CheckpointInfo, find_checkpoint, verify
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engines.protocol import MicroBatch
-from cluster.errors import CheckpointError, RunNotFoundError
+from cluster.errors import CheckpointError, RunNotFoundError, RunRefusedError
 from cluster.evaluation.beside import DueCheckpoint, Outcome, Sample
 from cluster.evaluation.in_loop import evaluate_datasets, evaluated_names
 from cluster.inference import read_model
 from cluster.resolution import resolve_model
 from cluster.run_directory import TOKENIZER_NAME
 from cluster.storage.operations import storage_path
-from cluster.text_samples import TextSampler
+from cluster.text_samples import TextSampler, samples_are_written
 from cluster.topology import Topology, set_arithmetic
 from data_pipeline.dataset import Dataset
 from llm.kv_cache import KeyValueCache
@@ -76,6 +76,32 @@ def evaluate_checkpoint(config: RunConfig, due: DueCheckpoint, topology: Topolog
             f"{len(samples)} texts were written. Build the datasets with validation_fraction above 0.",
         )
     return Outcome(due=due, rows=rows, samples=samples)
+
+
+def require_something_to_evaluate(config: RunConfig, datasets: Sequence[Dataset]) -> None:
+    """Refuse evaluations beside the training of which none could bring anything.
+
+    In the training such an evaluation writes no line and is over. Beside it a line is what tells that a checkpoint was
+    evaluated, and what waits for none was asked for by name.
+
+    Args:
+        config: The run.
+        datasets: Its datasets, in order.
+
+    Raises:
+        RunRefusedError: There are neither held-out documents nor text samples.
+        data_pipeline.errors.DataError: The tokenizer is damaged.
+    """
+    if not config.evaluation.beside_training or evaluated_names(datasets, config.data):
+        return
+    if not samples_are_written(config, datasets[0].tokenizer()):
+        raise RunRefusedError(
+            f"evaluation.beside_training is on and would measure nothing: of {[each.name for each in datasets]} no "
+            f"dataset has held-out documents, and evaluation.prompts = {list(config.evaluation.prompts)} with "
+            f"evaluation.sample_tokens = {config.evaluation.sample_tokens} give no text. Build a dataset with "
+            "validation_fraction above 0, let the model write (sample_tokens above 0, a prompt no longer than "
+            "data.seq_len), or leave evaluation.beside_training out."
+        )
 
 
 def _find(config: RunConfig, due: DueCheckpoint) -> CheckpointInfo | None:

@@ -59,6 +59,8 @@ class DeathTally:
     progress: int | None = None
     barren_deaths: int = 0
     """In a row, without a new checkpoint."""
+    counted: str | None = None
+    """The submission whose death was counted last: the Jobs API may fail before it is submitted again."""
 
 
 def watch(api: JobsApi, charge: Charge, tally: DeathTally, *, sleep: Callable[[float], None] = time.sleep) -> str:
@@ -83,10 +85,11 @@ def watch(api: JobsApi, charge: Charge, tally: DeathTally, *, sleep: Callable[[f
             continue
         if not driver_was_killed(newest.status.value, newest.driver_exit_code):
             return f"job {newest.submission_id} ended: {newest.status.value}"
-        now = progress(charge)
-        tally.barren_deaths = 1 if now != tally.progress else tally.barren_deaths + 1
-        tally.progress = now
-        if tally.barren_deaths > _BARREN_DEATHS:
+        if newest.submission_id != tally.counted:
+            now = progress(charge)
+            tally.barren_deaths = 0 if now != tally.progress else tally.barren_deaths + 1
+            tally.progress, tally.counted = now, newest.submission_id
+        if tally.barren_deaths == _BARREN_DEATHS:
             deaths = tally.barren_deaths
             return f"job {newest.submission_id}: its driver died {deaths} times in a row without a new checkpoint"
         sleep(_PAUSE_SECONDS)

@@ -79,7 +79,8 @@ def train_on_ray(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict
         gpus_per_worker: 0 or 1.
 
     Returns:
-        Rank 0's result: step and finished.
+        Rank 0's result: step, finished, and where it trained spent, the seconds of its end by their names in the
+        record.
 
     Raises:
         RunBusyError: Another driver took the run.
@@ -253,7 +254,8 @@ class _Session:
         if self._result is not None:
             if not self._result["regroup"] or self._stop.asked:
                 return True
-            self._write_event({"event": "regrouped", "step": self._result["step"], "reason": self._watch.reason})
+            ended = {"step": self._result["step"], "reason": self._watch.reason, **self._result["spent"]}
+            self._write_event({"event": "regrouped", **ended})
             return False
         planned = self._verdicts.decided == "refit"
         if isinstance(self._error, RayActorError):

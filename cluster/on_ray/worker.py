@@ -24,6 +24,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 from ray.train.v2._internal.execution.callback import ControllerCallback
 
 from cluster.attempt import Surroundings, run_attempt
+from cluster.attempt_record import closing_fields
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine
 from cluster.errors import (
@@ -167,7 +168,7 @@ def fit(order: WorkerOrder, terms: GroupTerms, *, name: str, scratch: Path) -> d
         scratch: For Ray's own notes.
 
     Returns:
-        Rank 0's result: step, finished and regroup.
+        Rank 0's result: step, finished, regroup, and spent, the seconds of its end by their names in the record.
 
     Raises:
         ray.exceptions.RayActorError: The controller died, or ended itself because the run is given up.
@@ -245,7 +246,12 @@ def train_worker(settings: dict[str, Any]) -> dict[str, Any]:
     finally:
         pulse.close()
         link.close()
-    return {"step": result.step, "finished": result.finished, "regroup": result.regroup}
+    return {
+        "step": result.step,
+        "finished": result.finished,
+        "regroup": result.regroup,
+        "spent": closing_fields(result.spent),
+    }
 
 
 def in_vain(error: Exception, kind: FailureKind) -> bool:

@@ -2,8 +2,9 @@
 
     goodput = seconds of training steps that stayed / wall seconds
 
-*Training* is what metrics.jsonl says of the steps that are still in it: `time/training_seconds` of each train line, the
-seconds of forward, backward and update since the line before. A step that was made twice counts once.
+*Training* is what the record says of the steps that stayed: `time/training_seconds` of each train line, the seconds of
+forward, backward and update since the line before, and of the event that ended an attempt, those since its last line.
+A step that was made twice counts once.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ class Goodput:
     paused_seconds: float
     """After `stopped` or `finished` until the next attempt: nobody asked the run to go on. Not wall time."""
     is_timed: bool
-    """Whether any step that stayed says what its time was spent on; runs of before this was recorded do not."""
+    """Whether anything that stayed says what its time was spent on; runs of before this was recorded do not."""
 
     @property
     def parts(self) -> TimeParts:
@@ -141,8 +142,8 @@ def measure_goodput(
     """Divide a run's wall time.
 
     The moments of the record in the order of time cut the life of the run into intervals, each of which is divided
-    among the parts, so that nothing is counted twice or not at all. What a line says of its time is cut to the interval
-    since the moment before; lines without a moment are passed over.
+    among the parts, so that nothing is counted twice or not at all. What a line or an event says of its time is cut to
+    the interval since the moment before; those without a moment are passed over.
 
     Args:
         rows: Lines of metrics.jsonl.
@@ -151,7 +152,8 @@ def measure_goodput(
         created_unix_seconds: When the run was created; None lets it begin with its first record.
     """
     told = [event for event in events if moment(event.get("time_unix_seconds")) is not None]
-    marks = [*row_marks(rows, kept_until(told)), *row_marks(discarded, -1), *event_marks(told)]
+    kept = kept_until(told)
+    marks = [*row_marks(rows, kept), *row_marks(discarded, -1), *event_marks(told, kept)]
     marks.sort(key=lambda mark: mark.time)
     sweep = _Sweep(begin=_begin(marks[0], moment(created_unix_seconds)) if marks else 0.0)
     for mark in marks:
@@ -197,7 +199,9 @@ class _Sweep:
             self._take_beginning(mark, gap)
         else:
             within, after = AFTER.get(mark.name, ("lost", "lost"))
-            self._add_between(self._between or within, gap)
+            spent = _within(mark.seconds or {}, gap)
+            self._add_between(self._between or within, gap - sum(spent.values()))
+            self._add_spent(mark, spent)
             self._between = after
 
     def _take_row(self, mark: Mark, gap: float) -> None:
@@ -208,8 +212,7 @@ class _Sweep:
         self._attempt = mark.attempt or self._attempt
         if self._between is None:
             self._add("other" if mark.stays else "redone", rest)
-        for part, seconds in spent.items():
-            self._add(part if mark.stays else "redone", seconds)
+        self._add_spent(mark, spent)
         self._between = None
 
     def _take_beginning(self, mark: Mark, gap: float) -> None:
@@ -219,6 +222,10 @@ class _Sweep:
         self._attempt = mark.attempt or self._attempt
         self._add("start_up", start_up)
         self._between = None
+
+    def _add_spent(self, mark: Mark, spent: Mapping[Part, float]) -> None:
+        for part, seconds in spent.items():
+            self._add(part if mark.stays else "redone", seconds)
 
     def _add_between(self, part: Part | Between, seconds: float) -> None:
         if part == "paused":

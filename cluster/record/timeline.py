@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ Part = Literal["training", "data_wait", "checkpoint", "evaluation", "start_up", 
 TICK_SECONDS = 2.0**-20
 """Moments are rounded to it (a microsecond): sums of its multiples are exact, so that parts add up to the whole."""
 _LATEST_SECONDS = 2.0**32  # a moment after it (the year 2106) is a damaged line
-_ROW_FIELDS: dict[Part, str] = {
+_FIELDS: dict[Part, str] = {
     "training": "time/training_seconds",
     "data_wait": "time/data_wait_seconds",
     "checkpoint": "time/checkpoint_seconds",
@@ -33,7 +33,8 @@ AFTER: dict[str, tuple[Part, Between]] = {
     _REGROUPED: ("other", "start_up"),
     _ROLLBACK: ("redone", "start_up"),
 }
-"""What the time since the last step is at the end of an attempt, and what the time after it; other ends are deaths."""
+"""What the time since the last step is at the end of an attempt, as far as that does not say it by itself, and what
+the time after it; other ends are deaths."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -45,9 +46,9 @@ class Mark:
     """Of the event, or `row`."""
     attempt: int | None
     stays: bool = True
-    """Of a row: whether its steps are still part of the run."""
+    """Of a row or the end of an attempt: whether its steps are still part of the run."""
     seconds: dict[Part, float] | None = None
-    """Of a row: what it says of its time; None where it says nothing."""
+    """What a row, or the end of an attempt, says of the time since the row before; None where it says nothing."""
     start_up: float = 0.0
 
 
@@ -62,25 +63,42 @@ def row_marks(rows: Iterable[Mapping[str, Any]], kept_until: float) -> Iterator[
         time = moment(row.get("time_unix_seconds"))
         if row.get("kind") != "train" or time is None:
             continue
-        said = {part: moment(row.get(key)) for part, key in _ROW_FIELDS.items()}
-        seconds = {part: max(found, 0.0) for part, found in said.items() if found is not None}
-        step = _number(row.get("step"))
         yield Mark(
             time=time,
             name="row",
             attempt=_whole(row.get("attempt")),
-            stays=step is None or step <= kept_until,
-            seconds=seconds or None,
+            stays=_is_kept(row, kept_until),
+            seconds=_seconds(row),
         )
 
 
-def event_marks(events: Iterable[Mapping[str, Any]]) -> Iterator[Mark]:
-    """The moments of events at which an attempt begins or ends; each has its `time_unix_seconds`."""
-    for event in events:
+def event_marks(events: Sequence[Mapping[str, Any]], kept_until: float) -> list[Mark]:
+    """The moments of events at which an attempt begins or ends.
+
+    Args:
+        events: In the order written; each has its `time_unix_seconds`.
+        kept_until: Last step that stays, -1 for none.
+    """
+    marks = []
+    for event in reversed(events):
         time, name = moment(event["time_unix_seconds"]), event.get("event")
-        if time is not None and name in (*BEGINNINGS, *_DEATHS, *AFTER):
-            start_up = moment(event.get("start_up_seconds")) or 0.0
-            yield Mark(time=time, name=name, attempt=_whole(event.get("attempt")), start_up=max(start_up, 0.0))
+        if time is None or name not in (*BEGINNINGS, *_DEATHS, *AFTER):
+            continue
+        start_up = moment(event.get("start_up_seconds")) or 0.0
+        marks.append(
+            Mark(
+                time=time,
+                name=name,
+                attempt=_whole(event.get("attempt")),
+                stays=_is_kept(event, kept_until),
+                seconds=_seconds(event) if name in AFTER else None,
+                start_up=max(start_up, 0.0),
+            )
+        )
+        if name in BEGINNINGS:  # what attempts before it made after this step is made again
+            step = _number(event.get("step"))
+            kept_until = kept_until if step is None else min(kept_until, step)
+    return marks[::-1]
 
 
 def kept_until(events: list[Mapping[str, Any]]) -> float:
@@ -99,6 +117,16 @@ def moment(value: object) -> float | None:
     """A time or a length of time in seconds, rounded to a tick; None where it is neither."""
     found = _number(value)
     return None if found is None or abs(found) > _LATEST_SECONDS else round(found / TICK_SECONDS) * TICK_SECONDS
+
+
+def _is_kept(line: Mapping[str, Any], kept_until: float) -> bool:
+    step = _number(line.get("step"))
+    return step is None or step <= kept_until
+
+
+def _seconds(line: Mapping[str, Any]) -> dict[Part, float] | None:
+    said = {part: moment(line.get(key)) for part, key in _FIELDS.items()}
+    return {part: max(found, 0.0) for part, found in said.items() if found is not None} or None
 
 
 def _whole(value: object) -> int | None:

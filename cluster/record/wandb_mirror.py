@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.errors import TrackingError
-from cluster.record.logs import EVENTS_NAME, METRICS_NAME, SAMPLES_NAME, LogTail, read_lines
+from cluster.record.logs import EVENTS_NAME, read_lines
+from cluster.record.unread_lines import UnreadLines
 from cluster.record.wandb_place import WandbPlace
 from cluster.record.wandb_view import STEP_AXIS, RunView, run_config
 from cluster.run_directory import RunDirectory
@@ -85,20 +86,33 @@ class WandbMirror:
 
     Offline, every start first logs the whole record again, so that the newest offline directory is complete by itself;
     online, it logs what the server lacks. A W&B process that dies is started again in the same way.
+
+    A process has one W&B: the mirror of an attempt after a rollback begins when the one before has ended, while both
+    attempts go their way. Nothing is lost for that and nothing grows in memory, since the record is in files.
     """
 
-    def __init__(self, settings: TrackingSettings, run_directory: StoragePath, *, attempt: int | None) -> None:
+    def __init__(
+        self,
+        settings: TrackingSettings,
+        run_directory: StoragePath,
+        *,
+        attempt: int | None,
+        before: WandbMirror | None = None,
+    ) -> None:
         """Begin to follow.
 
         Args:
             settings: How the run appears.
             run_directory: Its run.json, metrics.jsonl, samples.jsonl and events.jsonl are shown.
             attempt: The attempt whose mishaps raise alerts; None for none.
+            before: The mirror that was left in this process; None for none.
         """
         self._settings = settings
         self._directory = run_directory
         self._place: WandbPlace | None = None
         self._attempt = attempt
+        self._before = before
+        self._unread = UnreadLines(run_directory)
         self._status: Status = "failed"
         self._failure: Failure | None = None
         self._alerted: set[str] = set()
@@ -126,15 +140,45 @@ class WandbMirror:
         self._status, self._failure = status, failure
         self._closing.set()
         self._news.set()
-        self._thread.join(timeout_seconds)
-        if self._thread.is_alive():
+        before = self._before
+        if before is not None:
+            before.wait(timeout_seconds)
+        if not self.wait(timeout_seconds):
             logger.warning(
                 "W&B did not finish within %.0f s; its files are in %s",
                 timeout_seconds,
                 self._directory if self._place is None else self._place.directory,
             )
 
+    def leave(self, status: Status, failure: Failure | None = None) -> None:
+        """Let the mirror finish by itself, and return at once: the next attempt of this process takes over the record.
+
+        What was not shown yet is read now, before the record goes back to a checkpoint.
+
+        Args:
+            status: How the attempt ended.
+            failure: Raises an alert.
+        """
+        if self._thread is None:
+            return
+        self._unread.hold()
+        self._status, self._failure = status, failure
+        self._closing.set()
+        self._news.set()
+
+    def wait(self, timeout_seconds: float | None = None) -> bool:
+        """Wait until the mirror has ended, which it does once it was closed or left; whether it has."""
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
+
     def _work(self) -> None:
+        if self._before is not None:
+            if not self._before.wait(_FINISH_SECONDS):
+                logger.warning("W&B has not finished the attempt before; this one is shown there once it has")
+                self._before.wait()
+            self._before = None
         self._follow_through_deaths()
         if self._place is not None:
             self._place.keep()
@@ -149,6 +193,7 @@ class WandbMirror:
                     logger.exception("W&B tracking ended; metrics.jsonl goes on and is the record")
                     return
                 logger.warning("W&B failed (%s: %s); it is started again", type(error).__name__, error)
+                self._unread.begin_again()
             finally:
                 _end_process()
             self._closing.wait(wait_seconds)
@@ -156,7 +201,6 @@ class WandbMirror:
     def _follow(self) -> None:
         """Show the record from its beginning until the mirror is closed."""
         facts = RunDirectory(self._directory).facts()
-        metrics, samples = (LogTail(self._directory / name) for name in (METRICS_NAME, SAMPLES_NAME))
         run = self._start(run_config(facts))
 
         def alert(title: str, text: str) -> None:
@@ -176,7 +220,7 @@ class WandbMirror:
         while not closing:
             self._news.clear()  # before the question: a wish to close that comes between the two wakes us again
             closing = self._closing.is_set()  # asked before the last look, so that no line is missed
-            view.take([*metrics.read(), *samples.read()])
+            view.take(self._unread.take())
             if not closing:
                 self._news.wait()
         view.show_events(read_lines(self._directory / EVENTS_NAME))

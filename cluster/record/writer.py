@@ -21,6 +21,7 @@ class RecordWriter:
         after_step: int,
         clock: Callable[[], float],
         tracking: TrackingSettings,
+        before: WandbMirror | None = None,
     ) -> None:
         """Open both logs and begin to mirror them; run.json must hold the attempt's facts already.
 
@@ -30,6 +31,7 @@ class RecordWriter:
             after_step: Step of the checkpoint that training continues from.
             clock: Unix seconds.
             tracking: How the run appears in W&B.
+            before: The mirror of the attempt before, where that was made in this process.
         """
         self._attempt = attempt
         self._mirror: WandbMirror | None = None
@@ -39,7 +41,7 @@ class RecordWriter:
             )
             for name in (METRICS_NAME, SAMPLES_NAME)
         )
-        self._mirror = WandbMirror(tracking, run_directory, attempt=attempt)
+        self._mirror = WandbMirror(tracking, run_directory, attempt=attempt, before=before)
 
     def write_metrics(self, kind: str, step: int, fields: dict[str, Any]) -> dict[str, Any]:
         """Append a line to metrics.jsonl; returns it as it stands there."""
@@ -65,11 +67,31 @@ class RecordWriter:
             OSError: They cannot be written.
         """
         try:
-            self._metrics.close()
-            self._samples.close()
+            self._close_logs()
         finally:
             if self._mirror is not None:
                 self._mirror.close(status, None if error is None else self._failure(error))
+
+    def leave(self, status: Status, failure: Failure | None = None) -> WandbMirror | None:
+        """Make all lines durable, and give away the mirror, which finishes by itself beside the next attempt.
+
+        Args:
+            status: How this one ended.
+            failure: Raises an alert.
+
+        Raises:
+            OSError: They cannot be written.
+        """
+        try:
+            self._close_logs()
+        finally:
+            if self._mirror is not None:
+                self._mirror.leave(status, failure)
+        return self._mirror
+
+    def _close_logs(self) -> None:
+        self._metrics.close()
+        self._samples.close()
 
     def _wake_mirror(self) -> None:
         if self._mirror is not None:

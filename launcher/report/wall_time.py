@@ -22,8 +22,7 @@ def run_goodput(record: RunRecord) -> Goodput:
             "time_unix_seconds": event.time_unix_seconds,
             "step": event.step,
             "attempt": event.attempt,
-            "to_step": event.details.get("to_step"),
-            "start_up_seconds": event.details.get("start_up_seconds"),
+            **event.details,
         }
         for event in record.events
     ]

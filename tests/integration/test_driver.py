@@ -15,6 +15,7 @@ from tiny import SilentLink, build_tiny_dataset, no_tracking, tiny_run
 
 from cluster import driver
 from cluster.attempt import Surroundings, run_attempt
+from cluster.attempt_record import closing_fields
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.driver import Launch, RunOutcome, run_training
@@ -32,11 +33,27 @@ from cluster.jobs.submission import Submission
 from cluster.lease import hold, newest_record
 from cluster.on_ray.ray_cluster import Cluster
 from cluster.on_ray.session import Desk
+from cluster.record.goodput import read_goodput
 from cluster.record.logs import read_lines
 from cluster.topology import Topology
 from data_pipeline.errors import OrderError
 
+MOMENT_ROUNDING_SECONDS = 1e-4  # goodput rounds every figure of the record to a microsecond
 LAUNCH = Launch(resolved_yaml="name: tiny\n", wandb_mode="disabled", wandb_server="http://127.0.0.1:9")
+
+
+class TellingLink(SilentLink):
+    """Has events written as they come, as the driver does."""
+
+    def __init__(self, desk: Desk) -> None:
+        super().__init__()
+        self._desk = desk
+
+    def post(self, message: dict[str, Any]) -> None:
+        super().post(message)
+        if message["type"] == "event":
+            details = {key: value for key, value in message.items() if key not in ("type", "event")}
+            self._desk.events.write(message["event"], **details)
 
 
 @pytest.fixture(autouse=True)
@@ -44,14 +61,11 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Attempts run in this process, with plain torch, where Ray Train would start workers."""
 
     def train_here(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
-        link = SilentLink()
-        surroundings = Surroundings(build_engine=torch_engine, zero_stage=None, link=link, tracking=no_tracking())
+        surroundings = Surroundings(
+            build_engine=torch_engine, zero_stage=None, link=TellingLink(desk), tracking=no_tracking()
+        )
         result = run_attempt(config, Topology(), surroundings)
-        for event in link.events():
-            desk.events.write(
-                event["event"], **{key: value for key, value in event.items() if key not in ("type", "event")}
-            )
-        return {"step": result.step, "finished": result.finished}
+        return {"step": result.step, "finished": result.finished, "spent": closing_fields(result.spent)}
 
     @contextmanager
     def nowhere(address: str | None) -> Iterator[Cluster]:
@@ -86,6 +100,19 @@ def test_finished_run_is_accounted_for(dataset: Path, tmp_path: Path) -> None:
     again = command(config)
     assert (again.trained_now, again.validation) == (False, outcome.validation)
     assert events_of(config).count("finished") == 1
+
+
+def test_end_of_a_run_says_what_its_last_evaluation_and_save_took(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    end = read_lines(tmp_path / "tiny" / "events.jsonl")[-1]
+    assert end["event"] == "finished"
+    assert end["time/evaluation_seconds"] > 0
+    assert end["time/checkpoint_seconds"] > 0
+    in_lines = sum(row.get("time/evaluation_seconds", 0) for row in read_lines(tmp_path / "tiny" / "metrics.jsonl"))
+    assert read_goodput(tmp_path / "tiny").parts.evaluation == pytest.approx(
+        in_lines + end["time/evaluation_seconds"], abs=MOMENT_ROUNDING_SECONDS
+    )
 
 
 def test_finished_event_is_added_when_the_driver_died_before_it(dataset: Path, tmp_path: Path) -> None:

@@ -78,6 +78,31 @@ def test_losses_and_gradients_equal_plain_torch(world_size: int, case: Case, sav
     assert_equal(curves_on(world_size, saved)[str(case)], case)
 
 
+STAGE_3 = [case for case in MATRIX if case.zero is not None and case.zero.stage == 3]
+
+
+def curves_by_fp16(topology: Topology) -> dict[tuple[str, bool], Curve]:
+    """Stage 3 where DeepSpeed is told that the device has fp16, and where it is told that it has none."""
+    from deepspeed.accelerator import get_accelerator
+
+    found = {}
+    for has_fp16 in (False, True):
+        get_accelerator().is_fp16_supported = lambda answer=has_fp16: answer
+        found |= {(name, has_fp16): curve for name, curve in curves(topology, STAGE_3, FEW_STEPS).items()}
+    return found
+
+
+@functools.cache
+def curves_alone_by_fp16() -> dict[tuple[str, bool], Curve]:
+    return run_ranks(curves_by_fp16, 1)[0]
+
+
+@pytest.mark.parametrize("has_fp16", [False, True])
+@pytest.mark.parametrize("case", STAGE_3, ids=str)
+def test_losses_and_gradients_equal_plain_torch_whether_the_device_has_fp16(case: Case, has_fp16: bool) -> None:
+    assert_equal(curves_alone_by_fp16()[str(case), has_fp16], case)
+
+
 @pytest.mark.parametrize("case", OPTIONS, ids=str)
 def test_losses_and_gradients_equal_plain_torch_when_an_option_is_set(case: Case, saved: Path) -> None:
     assert_equal(curves_on(SAVED_ON, saved)[str(case)], case)

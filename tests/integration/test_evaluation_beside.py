@@ -115,6 +115,12 @@ def test_training_ends_at_once_when_stopped_with_evaluations_missing(dataset: Pa
     assert [event["steps"] for event in link.events() if event["event"] == "evaluation_missing"] == [[4, 8, 12]]
 
 
+def test_wait_at_the_end_counts_as_evaluation(dataset: Path, tmp_path: Path) -> None:
+    config = beside_run(tmp_path, dataset)
+    result = attempt_beside(config, EvaluatingLink(config, delivers=lambda due: False))
+    assert result.spent.evaluation >= config.evaluation.task_timeout_seconds
+
+
 class StoppedAtItsEnd(EvaluatingLink):
     """Wants the run to end after its last step."""
 

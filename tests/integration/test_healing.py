@@ -9,55 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from attempts import attempt_alone, die, kill_attempt, record_of
 from gloo import run_ranks
+from poison import Poison
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import EngineRequest, Surroundings, run_attempt
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
-from cluster.engines.builders import deepspeed_engine, torch_engine
-from cluster.engines.protocol import Engine, MicroBatch
+from cluster.engines.builders import deepspeed_engine
+from cluster.engines.protocol import Engine
 from cluster.errors import TrainingFailedError
 from cluster.faults.config import HealingConfig
 from cluster.healer import Healer
 from cluster.record.logs import read_lines
 from cluster.run_directory import RunDirectory
 from cluster.topology import Topology
-from llm.loss import LossSums
 
 BAD_STEP = 11  # global batch 6: sequences 60 to 65; the last checkpoint before it is that of step 8
 BAD_SEQUENCES = ((60, 66),)
-BAD_SEQUENCE = 62
 NEVER = -1
-
-
-class Poison:
-    """Makes every batch that holds a sequence give a wrong loss and gradients, whatever the step."""
-
-    def __init__(self, factor: float, sequences: tuple[int, ...] = (BAD_SEQUENCE,), *, what: str = "loss") -> None:
-        self._factor = factor
-        self._loss_too = what == "loss"
-        self._sequences = set(sequences)
-        self._bad = False
-
-    def observe(self, batch: Any) -> None:
-        self._bad = not self._sequences.isdisjoint(batch.sample_index.tolist())
-
-    def build(self, request: EngineRequest) -> Engine:
-        return self.applied_to(torch_engine(request))
-
-    def applied_to(self, engine: Engine) -> Engine:
-        accumulate = engine.accumulate
-
-        def poisoned(batch: MicroBatch, scale: torch.Tensor) -> LossSums:
-            factor = self._factor if self._bad else 1.0
-            sums = accumulate(batch, scale * factor)
-            return sums._replace(loss_sum=sums.loss_sum * factor) if self._loss_too else sums
-
-        engine.accumulate = poisoned  # type: ignore[method-assign]
-        return engine
 
 
 def healed_run(storage: Path, dataset: Path, **healing: Any) -> RunConfig:
@@ -178,6 +149,17 @@ def test_update_is_left_out_and_the_curve_goes_on_when_a_batch_is_skipped(datase
     bad = rows[BAD_STEP - 1]
     assert (bad["train/loss"], bad["train/grad_norm"]) == (None, None)
     assert all(math.isfinite(row["train/loss"]) for row in rows if row["step"] != BAD_STEP)
+
+
+def test_loss_that_is_not_finite_never_reaches_the_weights_when_healing_warns_and_the_gradients_are_finite(
+    dataset: Path, tmp_path: Path
+) -> None:
+    config = healed_run(tmp_path / "a", dataset, non_finite="warn")
+    link = train_poisoned(config, Poison(math.nan, what="value"))
+    assert healing_events(link) == [{"event": "anomaly", "step": BAD_STEP, "kind": "non_finite_loss", "action": "warn"}]
+    skipped = healed_run(tmp_path / "b", dataset, non_finite="skip")
+    train_poisoned(skipped, Poison(math.nan))
+    assert record_of(config) == record_of(skipped)
 
 
 def test_skipped_update_is_skipped_again_when_resumed_from_before_it(dataset: Path, tmp_path: Path) -> None:

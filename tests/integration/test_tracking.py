@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,16 +14,21 @@ from typing import Any
 
 import pytest
 import wandb_files
+from poison import Poison
 from processes import descendants
 from tiny import SilentLink, begin, tiny_run
 
-from cluster.attempt import Surroundings, run_attempt
+from cluster import attempt as attempts
+from cluster.attempt import EngineRequest, Surroundings, run_attempt
 from cluster.config import RunConfig
 from cluster.engines.builders import torch_engine
+from cluster.engines.protocol import Engine
+from cluster.errors import CheckpointError
 from cluster.record.logs import EventsLog, StepLog, read_lines
 from cluster.record.wandb_mirror import TrackingSettings, WandbMirror, announce_failure
 from cluster.topology import Topology
 
+WITHOUT_WAITING_SECONDS = 50.0  # the run takes 5 s on an idle machine, and a wait for W&B would be 60 s
 API_KEY = "0123456789abcdef0123456789abcdef01234567"
 OFFLINE = TrackingSettings(
     mode="offline",
@@ -53,13 +59,14 @@ def attempt(
     stop_after: int | None = None,
     tracking: TrackingSettings = OFFLINE,
     observe: Callable[[Any], None] = lambda batch: None,
+    build_engine: Callable[[EngineRequest], Engine] = torch_engine,
 ) -> None:
     """One attempt with plain torch in this process, its events written as the driver does."""
     directory = begin(config)
     events = EventsLog(directory, clock=lambda: 1000.0)
     link = SilentLink(stop_after)
     surroundings = Surroundings(
-        build_engine=torch_engine, zero_stage=None, link=link, tracking=tracking, observe=observe
+        build_engine=build_engine, zero_stage=None, link=link, tracking=tracking, observe=observe
     )
     try:
         run_attempt(config, Topology(), surroundings)
@@ -212,6 +219,64 @@ def test_training_ends_and_newest_offline_directory_is_complete_when_wandb_is_ki
     assert steps == list(range(1, 13))
     assert len(offline_files(config)) == 2
     assert_complete(config)
+
+
+def lines_shown(path: Path) -> list[tuple[int, int]]:
+    """Attempt and step of the train lines in an offline file."""
+    return [(row["attempt"], row["train/step"]) for row in wandb_files.history(path) if "train/grad_norm" in row]
+
+
+def test_training_goes_on_and_no_line_is_missing_when_rolled_back_while_wandb_stands_still(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tracked_run(tmp_path, dataset)
+    poison = Poison(math.nan)  # step 11, which goes back to step 8
+    released = threading.Event()
+    seen: list[int] = []
+    start = WandbMirror._start
+
+    def start_late(mirror: WandbMirror, given: dict[str, Any]) -> Any:
+        released.wait()
+        return start(mirror, given)
+
+    def observe(batch: Any) -> None:
+        poison.observe(batch)
+        seen.append(batch.step)
+        if seen.count(9) == 2 and batch.step == 12:
+            released.set()
+
+    monkeypatch.setattr(WandbMirror, "_start", start_late)
+    began = time.monotonic()
+    attempt(config, observe=observe, build_engine=poison.build)
+    assert time.monotonic() - began < WITHOUT_WAITING_SECONDS
+    left, newest_file = sorted(offline_files(config))
+    assert wandb_files.alerts(left) == [
+        ("Loss is not finite", "run tiny: the loss of step 11 is nan; the run goes back to an earlier checkpoint")
+    ]
+    assert lines_shown(left) == [(1, step) for step in range(1, 11)]
+    assert lines_shown(newest_file) == [(1 if step <= 8 else 2, step) for step in range(1, 13)]
+    assert_complete(config)
+
+
+def test_wandb_run_of_the_attempt_before_is_finished_when_the_way_back_fails(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tracked_run(tmp_path, dataset)
+    poison = Poison(math.nan)
+    load = attempts.load_newest
+
+    def load_once(*arguments: Any, **named: Any) -> Any:
+        monkeypatch.setattr(attempts, "load_newest", fail)
+        return load(*arguments, **named)
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        raise CheckpointError("nothing can be loaded")
+
+    monkeypatch.setattr(attempts, "load_newest", load_once)
+    with pytest.raises(CheckpointError, match="nothing can be loaded"):
+        attempt(config, observe=poison.observe, build_engine=poison.build)
+    assert wandb_files.exit_code(newest(config)) == 0
+    assert lines_shown(newest(config)) == [(1, step) for step in range(1, 11)]
 
 
 def test_training_ends_when_wandb_cannot_write(dataset: Path, tmp_path: Path) -> None:

@@ -28,7 +28,9 @@ from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
 TEXT_BYTES = 120_000
 
 
-def build_tiny_dataset(directory: Path, *, vocab_size: int = 400, text_bytes: int = TEXT_BYTES) -> Path:
+def build_tiny_dataset(
+    directory: Path, *, vocab_size: int = 400, text_bytes: int = TEXT_BYTES, validation_fraction: float = 0.2
+) -> Path:
     """A dataset of the first chapters of the shipped sample."""
     shipped = importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"
     source = directory / "text" / "emma.txt"
@@ -41,7 +43,7 @@ def build_tiny_dataset(directory: Path, *, vocab_size: int = 400, text_bytes: in
             output=str(output),
             sources=(SourceConfig(name="emma", path=str(source), document_separator=r"^CHAPTER "),),
             tokenizer=TokenizerConfig(train=TokenizerTrainingConfig(vocab_size=vocab_size)),
-            validation_fraction=0.2,
+            validation_fraction=validation_fraction,
         )
     )
     return output

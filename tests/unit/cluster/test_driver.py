@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny import tiny_run
+from tiny import build_tiny_dataset, tiny_run
 
 from cluster import driver
 from cluster.config import RunConfig
 from cluster.driver import _forget_unbegun, _open_plan, _outcome
+from cluster.errors import RunRefusedError
 from cluster.faults.config import HealingConfig
 from cluster.healing import HEALING, Decisions
 from cluster.storage import retry
@@ -47,6 +48,41 @@ def test_run_is_refused_when_its_data_end_without_what_the_configuration_leaves_
     healing = HealingConfig(skip_sequences=((0, 2 * to_the_end.train.global_batch_size),))
     with pytest.raises(OrderError, match="steps are possible"):
         _open_plan(replace(to_the_end, healing=healing), {})
+
+
+@pytest.fixture(scope="module")
+def all_training(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset without held-out documents."""
+    return build_tiny_dataset(tmp_path_factory.mktemp("data"), text_bytes=60_000, validation_fraction=0.0)
+
+
+def beside(storage: Path, dataset: Path, **evaluation: Any) -> RunConfig:
+    """A run evaluated beside its training."""
+    config = tiny_run(storage, dataset)
+    settings = {"every_steps": 4, "beside_training": True, "sample_tokens": 16, **evaluation}
+    return replace(config, evaluation=replace(config.evaluation, **settings))
+
+
+@pytest.mark.parametrize("nothing", [{"prompts": ()}, {"sample_tokens": 0}, {"prompts": ("Emma was " * 20,)}])
+def test_run_is_refused_when_evaluations_beside_the_training_would_measure_nothing(
+    nothing: dict[str, Any], all_training: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(RunRefusedError) as refusal:
+        _open_plan(beside(tmp_path, all_training, **nothing), {})
+    said = str(refusal.value)
+    assert "evaluation.beside_training is on and would measure nothing: of ['emma'] no dataset has held-out" in said
+    assert "or leave evaluation.beside_training out." in said
+
+
+@pytest.mark.parametrize("something", [{}, {"beside_training": False, "prompts": ()}])
+def test_run_without_held_out_documents_is_accepted_when_it_writes_or_is_evaluated_in_the_training(
+    something: dict[str, Any], all_training: Path, tmp_path: Path
+) -> None:
+    _open_plan(beside(tmp_path, all_training, **something), {})
+
+
+def test_run_that_writes_nothing_is_accepted_when_it_has_held_out_documents(dataset: Path, tmp_path: Path) -> None:
+    _open_plan(beside(tmp_path, dataset, prompts=()), {})
 
 
 def test_no_other_error_is_raised_when_the_storage_of_an_unbegun_run_cannot_be_read(

@@ -124,6 +124,14 @@ def test_updates_left_out_in_a_row_are_counted_on_when_the_run_is_resumed() -> N
         after.judge_loss(50, math.nan)
 
 
+def test_run_is_given_up_when_update_after_update_is_left_out_and_only_told() -> None:
+    warned = watch(non_finite="warn")
+    for step in range(WITHHELD_IN_A_ROW - 1):
+        warned.judge_loss(step, math.nan)
+    with pytest.raises(TrainingFailedError, match="one after the other"):
+        warned.judge_loss(50, math.nan)
+
+
 def test_step_is_told_once_when_loss_and_gradients_are_not_finite() -> None:
     warned = watch(non_finite="warn")
     assert warned.judge_loss(9, math.nan) is not None

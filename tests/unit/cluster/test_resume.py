@@ -66,7 +66,7 @@ def test_resume_logs_a_change_when_the_law_allows_it(key: str, value: Any) -> No
     ],
 )
 def test_resume_is_refused_when_the_curve_would_change(key: str, value: Any) -> None:
-    with pytest.raises(RunRefusedError, match=rf"{key}: .* -> .*\n.*--fresh"):
+    with pytest.raises(RunRefusedError, match=rf"{key}: .* -> .*\n.*branch RUN --from 100 NAME.*--fresh"):
         check_resume(config_as_dict(BASE), changed(key, value), step=100, run="run")
 
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from cluster import train_loop
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
 from cluster.engines.protocol import MicroBatch
-from cluster.train_loop import Effects, Ending, Regroup, Rhythm, Verdict, train
+from cluster.train_loop import Effects, Ending, LoopEnd, Regroup, Rhythm, Spent, Verdict, train
 from llm.loss import LossSums
 
 
@@ -57,7 +58,7 @@ def run(
         step = batch.step
 
     settings = {"log_every_steps": 2, "evaluate_every_steps": 3, "checkpoint_every_steps": 2, **rhythm}
-    ending = train(
+    end = train(
         CountingEngine(diary),  # type: ignore[arg-type]
         batches(last_step),
         rhythm=Rhythm(last_step=last_step, **settings),
@@ -78,7 +79,7 @@ def run(
         ),
         device="cpu",
     )
-    return ending, diary
+    return end.ending, diary
 
 
 def test_step_does_everything_in_order() -> None:
@@ -163,3 +164,55 @@ def test_loaded_state_is_not_updated_when_its_loss_is_refused() -> None:
             device="cpu",
         )
     assert engine.updates == 0
+
+
+class Clock:
+    """Stands still but for what is told to take time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    def passes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def timed_end(monkeypatch: pytest.MonkeyPatch, last_step: int, *, stop_at: int | None = None) -> LoopEnd:
+    """A run that logs every second step; a step takes 1 s, an evaluation 5 s, a save 3 s."""
+    clock = Clock()
+    monkeypatch.setattr(train_loop, "time", clock)
+    nothing = {name: (lambda *_: None) for name in ("observe", "check_loss", "next_loss", "log", "record_evaluations")}
+    steps: list[int] = []
+
+    def learning_rate(step: int) -> float:
+        steps.append(step)
+        clock.passes(1.0)
+        return 0.1
+
+    return train(
+        CountingEngine([]),  # type: ignore[arg-type]
+        batches(last_step),
+        rhythm=Rhythm(last_step=last_step, log_every_steps=2, evaluate_every_steps=4, checkpoint_every_steps=4),
+        learning_rate=learning_rate,
+        collectives=Collectives(),
+        effects=Effects(
+            judge_loss=lambda step, loss: "go_on",
+            judge_gradients=lambda step, loss, norm: "go_on",
+            evaluate=lambda step: clock.passes(5.0),
+            save=lambda step: clock.passes(3.0),
+            stop_requested=lambda: len(steps) + 1 == stop_at,
+            regroup_requested=lambda: "no",
+            **nothing,  # type: ignore[arg-type]
+        ),
+        device="cpu",
+    )
+
+
+def test_end_says_what_took_the_time_after_the_last_report_when_finished(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed_end(monkeypatch, 4).spent == Spent(evaluation=5.0, checkpoint=3.0)
+
+
+def test_end_holds_the_steps_after_the_last_report_when_stopped_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert timed_end(monkeypatch, 8, stop_at=3).spent == Spent(training=1.0, checkpoint=3.0)

@@ -57,6 +57,7 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         progress({"type": "event", "event": "worker_lost", "step": 50, "causes": {"1": "Killed: rank 1\ntraceback"}})
         progress({"type": "event", "event": "checkpoint_rejected", "step": 50, "reason": "a file is damaged"})
         progress({"type": "event", "event": "samples_skipped", "step": 50, "first": 7, "last": 9})
+        progress({"type": "event", "event": "finished", "step": 60, "time/evaluation_seconds": 2.5})
     assert _lines(console) == [
         "starting Ray",
         "step 40: continuing from the checkpoint of this step, 2 workers, ZeRO 3, fp32, cpu, sdpa",
@@ -65,6 +66,7 @@ def test_plain_view_prints_a_line_per_phase_evaluation_and_event(console: Consol
         "step 50: a worker was lost (rank 1: Killed: rank 1)",
         "step 50: checkpoint rejected: a file is damaged",
         "step 50: samples skipped: first 7, last 9",
+        "step 60: finished",
     ]
 
 

@@ -187,6 +187,7 @@ def test_samples_section_opens_the_newest_step_only(tmp_path: Path) -> None:
         ),
         (_event("straggler", rank=3, ratio=2.125), "straggler", "warn", "rank 3 · ratio 2.125"),
         (_event("regrouped", reason="there is room"), "workers regrouped", "calm", "reason there is room"),
+        (_event("finished", **{"time/evaluation_seconds": 2.5}), "finished", "good", "evaluation at the end 2.50 s"),
         (_event("micro_batch_halved", failed=8, taken=4), "micro-batch halved", "warn", "failed 8 · taken 4"),
         (
             _event("resumed", branched_from={"run": "ab12", "name": "austen", "step": 1200}),

@@ -19,19 +19,19 @@ from cluster.record.goodput import PART_WORDS, Goodput, TimeParts, goodput_line,
 T0 = 1_790_000_000.0
 
 
-def _row(
-    step: int,
-    at: float,
+def _spent(
     *,
-    attempt: int = 1,
     training: float | None = None,
     data_wait: float | None = None,
     checkpoint: float | None = None,
     evaluation: float | None = None,
 ) -> dict[str, Any]:
     said = {"training": training, "data_wait": data_wait, "checkpoint": checkpoint, "evaluation": evaluation}
-    fields = {f"time/{name}_seconds": value for name, value in said.items() if value is not None}
-    return {"kind": "train", "step": step, "time_unix_seconds": T0 + at, "attempt": attempt, **fields}
+    return {f"time/{name}_seconds": value for name, value in said.items() if value is not None}
+
+
+def _row(step: int, at: float, *, attempt: int = 1, **spent: float | None) -> dict[str, Any]:
+    return {"kind": "train", "step": step, "time_unix_seconds": T0 + at, "attempt": attempt, **_spent(**spent)}
 
 
 def _event(name: str, at: float, **details: Any) -> dict[str, Any]:
@@ -58,6 +58,43 @@ def test_goodput_divides_an_attempt_by_its_rows() -> None:
     )
     assert goodput.wall_seconds == 32
     assert goodput.fraction == 15 / 32
+
+
+def test_goodput_counts_what_the_end_of_an_attempt_says_of_the_time_after_its_last_row() -> None:
+    goodput = measure_goodput(
+        [_row(10, 20, training=10)],
+        [],
+        [_event("started", 10, attempt=1), _event("finished", 29, step=10, **_spent(checkpoint=2, evaluation=4))],
+    )
+    assert goodput.parts == TimeParts(training=10, checkpoint=2, evaluation=4, other=3)
+
+
+@pytest.mark.parametrize("end", ["stopped", "regrouped"])
+def test_goodput_counts_steps_that_only_the_end_tells_when_the_next_attempt_goes_on_from_them(end: str) -> None:
+    goodput = measure_goodput(
+        [_row(10, 10, training=10), _row(20, 25, attempt=2, training=5)],
+        [],
+        [
+            _event("started", 0, attempt=1),
+            _event(end, 16, step=14, **_spent(training=4, data_wait=0.5, checkpoint=1)),
+            _event("resumed", 20, attempt=2, step=14, start_up_seconds=4),
+        ],
+    )
+    assert _attempt(goodput, 1) == TimeParts(training=14, data_wait=0.5, checkpoint=1, other=0.5)
+    assert goodput.parts.training == 19
+
+
+def test_goodput_counts_steps_that_only_the_end_tells_as_redone_when_the_next_attempt_begins_before_them() -> None:
+    goodput = measure_goodput(
+        [_row(10, 10, training=10), _row(20, 30, attempt=2, training=10)],
+        [],
+        [
+            _event("started", 0, attempt=1, step=0),
+            _event("stopped", 16, step=14, **_spent(training=4, checkpoint=1)),
+            _event("resumed", 20, attempt=2, step=10, start_up_seconds=4),  # the checkpoint of step 14 was damaged
+        ],
+    )
+    assert _attempt(goodput, 1) == TimeParts(training=10, redone=5, other=1)
 
 
 def test_goodput_counts_discarded_steps_as_redone_and_the_way_back_as_lost_when_a_worker_dies() -> None:
@@ -220,9 +257,10 @@ _NAMES = (
 )
 _EVENTS = st.lists(
     st.builds(
-        _event,
+        lambda name, at, spent, **details: _event(name, at, **details, **spent),
         st.sampled_from(_NAMES),
         _MOMENTS,
+        st.builds(_spent, training=_SPENT, data_wait=_SPENT, checkpoint=_SPENT, evaluation=_SPENT),
         attempt=st.none() | st.integers(1, 5),
         step=st.integers(1, 50),
         to_step=st.integers(0, 50),

@@ -52,6 +52,41 @@ def test_mirror_returns_at_once_when_tracking_hangs(
     assert "W&B did not finish within 0 s" in caplog.text
 
 
+def test_next_mirror_begins_when_the_one_that_was_left_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(wandb_mirror, "_FINISH_SECONDS", 0.05)
+    released, second_began = threading.Event(), threading.Event()
+
+    def follow(mirror: WandbMirror) -> None:
+        if mirror is first:
+            released.wait()
+        else:
+            second_began.set()
+
+    monkeypatch.setattr(WandbMirror, "_follow", follow)
+    first = WandbMirror(OFFLINE, tmp_path, attempt=1)
+    first.leave("stopped")  # would not return if it waited
+    second = WandbMirror(OFFLINE, tmp_path, attempt=2, before=first)
+    assert not second_began.wait(0.2)
+    released.set()
+    assert second_began.wait(5)
+    assert "this one is shown there once it has" in caplog.text
+    second.close("finished", timeout_seconds=5)
+
+
+def test_mirror_gives_up_when_the_one_that_was_left_hangs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    released = threading.Event()
+    monkeypatch.setattr(WandbMirror, "_follow", lambda self: released.wait())
+    first = WandbMirror(OFFLINE, tmp_path, attempt=1)
+    first.leave("stopped")
+    WandbMirror(OFFLINE, tmp_path, attempt=2, before=first).close("finished", timeout_seconds=0.1)
+    released.set()
+    assert "W&B did not finish within 0 s" in caplog.text
+
+
 def test_tables_are_staged_with_the_mirror_that_follows_when_a_process_has_several(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
