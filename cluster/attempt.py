@@ -107,7 +107,6 @@ class Workshop:
         self.engine = surroundings.build_engine(request)
         self.sampler = TextSampler(
             config,
-            layers=self.model.num_hidden_layers,
             tokenizer_path=self.directory / TOKENIZER_NAME,
             topology=topology,
             collectives=self.collectives,

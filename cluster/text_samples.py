@@ -1,7 +1,7 @@
 """Text that the model writes at each evaluation: the same tokens on every rank, decided by rank 0.
 
 Under ZeRO 3 each forward pass gathers parameters from all ranks, so all of them make the same passes: rank 0 chooses
-each token and tells the others, and nothing that goes wrong on rank 0 alone may keep it from telling them.
+the tokens and tells the others, and nothing that goes wrong on rank 0 alone may keep it from telling them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from cluster.topology import Topology
 from data_pipeline.errors import TokenizerError
 from data_pipeline.tokenizer import Tokenizer
 from llm.errors import GenerationError
-from llm.generation import SamplingConfig, choose_token, continue_tokens
-from llm.kv_cache import KeyValueCache
+from llm.generation import Choose, Continuation
+from llm.sampling import SamplingConfig, TokenChooser
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,8 @@ UNPROMPTED = "(beginning of a document)"
 TEMPERATURE = 0.8
 TOP_P = 0.95
 _LABEL_CHARACTERS = 48
+_ROWS = 16
+"""Prompts continued together: each takes memory beside the training's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,6 @@ class TextSampler:
         self,
         config: RunConfig,
         *,
-        layers: int,
         tokenizer_path: StoragePath,
         topology: Topology,
         collectives: Collectives,
@@ -79,13 +80,12 @@ class TextSampler:
 
         Args:
             config: The run; `evaluation` has prompts and length.
-            layers: Decoder blocks of the model.
             tokenizer_path: The run's tokenizer, read by rank 0.
             topology: Place of this rank.
             collectives: Small exchanges between ranks.
         """
         self._seed = config.seed
-        self._layers = layers
+        self._model = config.model
         self._topology = topology
         self._collectives = collectives
         self._tokenizer: Tokenizer | None = None
@@ -97,7 +97,7 @@ class TextSampler:
                 self._tokenizer = _load(tokenizer_path)
         plan = None
         if self._tokenizer is not None:
-            plan = _plan(wanted.prompts, self._tokenizer, longest=config.data.seq_len)
+            plan = _plan(wanted.prompts, self._tokenizer, longest=_longest(config))
         self._plan = collectives.from_main(plan)
 
     def write(self, model: Forward, step: int) -> list[TextSample]:
@@ -111,40 +111,39 @@ class TextSampler:
         """
         if self._plan is None or self._sampling is None:
             return []
-        samples = []
-        for prompt in self._plan.prompts:
-            tokens = self._continue(model, self._plan, self._sampling, prompt, step)
-            if self._tokenizer is not None:
-                text = self._tokenizer.decode(tokens)
-                samples.append(TextSample(label=prompt.label, prompt=prompt.text, text=text))
-        return samples
+        texts: list[list[int]] = []
+        for start in range(0, len(self._plan.prompts), _ROWS):
+            prompts = self._plan.prompts[start : start + _ROWS]
+            texts += Continuation(
+                self._model,
+                [prompt.tokens for prompt in prompts],
+                max_new_tokens=self._sampling.max_new_tokens,
+                stop_tokens=[self._plan.stop_token],
+                scores=model.next_logits,
+                choose=self._choose(prompts, self._plan, self._sampling, step),
+                device=self._topology.device,
+            ).finish()
+        if self._tokenizer is None:
+            return []
+        return [
+            TextSample(label=prompt.label, prompt=prompt.text, text=self._tokenizer.decode(tokens))
+            for prompt, tokens in zip(self._plan.prompts, texts, strict=True)
+        ]
 
-    def _continue(self, model: Forward, plan: _Plan, sampling: SamplingConfig, prompt: _Prompt, step: int) -> list[int]:
-        cache = KeyValueCache(self._layers)
-        generator = torch.Generator(device="cpu").manual_seed(_key(self._seed, step, prompt.text))
+    def _choose(self, prompts: Sequence[_Prompt], plan: _Plan, sampling: SamplingConfig, step: int) -> Choose:
+        keys = [_key(self._seed, step, prompt.text) for prompt in prompts]
+        chooser = TokenChooser(sampling, [prompt.tokens for prompt in prompts], keys, plan.vocab_size)
 
-        def scores(new_tokens: list[int]) -> torch.Tensor:
-            logits_BTV = model.logits(torch.tensor([new_tokens], device=self._topology.device), cache)
-            return logits_BTV[0, -1, : plan.vocab_size]
-
-        def choose(logits_V: torch.Tensor) -> int:
-            token = plan.stop_token
+        def choose(logits_BV: torch.Tensor, rows: list[int]) -> list[int]:
+            tokens = [plan.stop_token] * len(rows)
             if self._topology.is_main:
                 try:
-                    token = choose_token(logits_V, sampling, generator)
-                except GenerationError as error:
-                    logger.warning("the text sample of step %d for %r ends early: %s", step, prompt.label, error)
-            return self._collectives.from_main(token)
+                    tokens = chooser.choose(logits_BV, rows)
+                except (GenerationError, torch.OutOfMemoryError) as error:
+                    logger.warning("the text samples of step %d end early: %s", step, error)
+            return self._collectives.from_main(tokens)
 
-        return list(
-            continue_tokens(
-                list(prompt.tokens),
-                scores=scores,
-                choose=choose,
-                max_new_tokens=sampling.max_new_tokens,
-                stop_token=plan.stop_token,
-            )
-        )
+        return choose
 
 
 def samples_are_written(config: RunConfig, tokenizer: Tokenizer) -> bool:
@@ -164,6 +163,12 @@ def prompt_labels(prompts: Sequence[str]) -> list[str]:
     ]
 
 
+def _longest(config: RunConfig) -> int:
+    """Tokens of a prompt at most: as many as the model is trained on, and room for one more where it has a limit."""
+    limit = config.model.max_position_embeddings
+    return config.data.seq_len if limit is None else min(config.data.seq_len, limit - 1)
+
+
 def _plan(prompts: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> _Plan:
     """Encode the prompts; one that is longer than what the model is trained on is left out with a warning."""
     encoded = []
@@ -173,8 +178,9 @@ def _plan(prompts: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> _Pla
             encoded.append(_Prompt(label=label, text=text, tokens=tokens))
         else:
             logger.warning(
-                "evaluation.prompts: %r has %d tokens, more than data.seq_len = %d: the model is not trained on that, "
-                "and the prompt is left out. Shorten it.",
+                "evaluation.prompts: %r has %d tokens, more than the %d that data.seq_len and "
+                "model.max_position_embeddings allow: the model is not trained on that, and the prompt is left out. "
+                "Shorten it.",
                 label,
                 len(tokens),
                 longest,

@@ -124,8 +124,9 @@ def _bigram_perplexity(dataset: Path) -> float:
 
 def _sample_text(run_directory: StoragePath) -> str:
     from cluster.inference import load_run
+    from launcher.prompt_file import TextPrompt
     from launcher.text_stream import continue_text
-    from llm.generation import SamplingConfig
+    from llm.sampling import SamplingConfig
 
     sampling = SamplingConfig(max_new_tokens=SAMPLE_TOKENS, temperature=0.8, top_p=0.95, seed=0)
-    return "".join(continue_text(load_run(str(run_directory)), PROMPT, sampling))
+    return "".join(continue_text(load_run(str(run_directory)), TextPrompt(text=PROMPT), sampling))

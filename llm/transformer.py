@@ -82,9 +82,10 @@ class Decoder(nn.Module):
         if self.config.embedding_dropout and dropout_keys_B is not None:
             x_BTD = drop(x_BTD, Dropout(dropout_keys_B, 0, self.config.embedding_dropout))
         visible = Visibility(length, start + length, documents_BS, None, x_BTD.dtype, x_BTD.device)
+        a_layer_of = {self.config.layer_type(index): index for index in range(len(self.layers))}
         around = {
-            kind: self._surroundings(kind, positions_BT, visible)
-            for kind in {self.config.layer_type(index) for index in range(len(self.layers))}
+            kind: self._surroundings(kind, positions_BT, visible if cache is None else _held(cache, index, visible))
+            for kind, index in a_layer_of.items()
         }
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
@@ -107,6 +108,12 @@ class Decoder(nn.Module):
         if config.position_embedding == "rope":
             rotary = rotary_tables(positions_BT, config.head_size, theta, scaling)
         return Surroundings(rotary, self.prepare_mask(visible))
+
+
+def _held(cache: KeyValueCache, layer: int, visible: Visibility) -> Visibility:
+    """What is visible of the keys that the cache of a layer holds: the last ones, where its attention slides."""
+    keys, documents_BS = cache.layers[layer].keys_after(visible.query_length), visible.document_ids_BS
+    return visible._replace(key_length=keys, document_ids_BS=None if documents_BS is None else documents_BS[:, -keys:])
 
 
 def attention_needs(config: ModelConfig, device: str, *, documents: bool, training: bool) -> AttentionNeeds:
@@ -183,6 +190,7 @@ class Transformer(nn.Module):
         cache: KeyValueCache | None = None,
         positions_BT: Tensor | None = None,
         dropout_keys_B: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor | LossSums:
         """Loss where there are targets, logits where there are none.
 
@@ -197,16 +205,25 @@ class Transformer(nn.Module):
             cache: Keys and values of earlier tokens, for generation.
             positions_BT: int64 position of each token; None counts on from the start of the row.
             dropout_keys_B: int64 key of each row for dropout; None drops nothing.
+            last_only: Keep the last position alone: the scores of a long prompt's every token are more memory than
+                the model.
 
         Returns:
-            `LossSums` in fp32, or logits of shape (B, T, V) in the dtype of the parameters.
+            `LossSums` in fp32, or logits of shape (B, T or 1, V) in the dtype of the parameters.
 
         Raises:
             ModelInputError: Arguments that do not go together.
         """
         if targets_BT is None and loss_weights_BT is not None:
             raise ModelInputError("the model got loss_weights without targets: there is no loss to weigh. Pass both.")
+        if targets_BT is not None and last_only:
+            raise ModelInputError(
+                "the model got targets and last_only: the loss is over all positions, and logits alone can be of the "
+                "last. Leave one of them out."
+            )
         hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache, positions_BT, dropout_keys_B)
+        if last_only:
+            hidden_BTD = hidden_BTD[:, -1:]
         if self.lm_head is None:
             return _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
         output: Tensor | LossSums = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
@@ -218,9 +235,15 @@ class Transformer(nn.Module):
         document_ids_BT: Tensor | None = None,
         cache: KeyValueCache | None = None,
         positions_BT: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
-        """Scores of the next token at every position, through `forward` and its hooks. Shape: (B, T, V)."""
-        logits_BTV: Tensor = self(tokens_BT, document_ids_BT=document_ids_BT, cache=cache, positions_BT=positions_BT)
+        """Scores of the next token at every position or at the last, through `forward` and its hooks.
+
+        Shape: (B, T or 1, V).
+        """
+        logits_BTV: Tensor = self(
+            tokens_BT, document_ids_BT=document_ids_BT, cache=cache, positions_BT=positions_BT, last_only=last_only
+        )
         return logits_BTV
 
 

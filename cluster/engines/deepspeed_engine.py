@@ -28,6 +28,7 @@ from cluster.engines.zero_options import zero_settings
 from cluster.topology import Precision, Topology
 from llm.accounting import parameter_shapes
 from llm.config import OptimizerConfig
+from llm.generation import NewTokens
 from llm.kv_cache import KeyValueCache
 from llm.layers import Block
 from llm.loss import LossSums
@@ -128,12 +129,18 @@ class DeepSpeedEngine:
         with torch.no_grad():
             return self._forward(batch)
 
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Scores of the next token; see `Engine.logits`."""
+    def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Engine.next_logits`."""
         self._engine.eval()
         with torch.no_grad(), self._arithmetic():
-            logits: torch.Tensor = self._engine(tokens, cache=cache)
-        return logits
+            logits_B1V: torch.Tensor = self._engine(
+                new.tokens,
+                document_ids_BT=new.document_ids,
+                cache=cache,
+                positions_BT=new.positions,
+                last_only=True,
+            )
+        return logits_B1V[:, -1]
 
     def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:
         """Host copies of this rank's part; see `Engine.snapshot`."""

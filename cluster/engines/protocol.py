@@ -14,6 +14,7 @@ from typing import Protocol
 
 import torch
 
+from llm.generation import NewTokens
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 
@@ -77,15 +78,15 @@ class Forward(Protocol):
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only."""
 
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Scores of the next token at every position, forward only; all ranks must call it with equal tokens.
+    def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the token after the last of each row, forward only; all ranks must call it with equal tokens.
 
         Args:
-            tokens: int64 token ids that follow those in the cache. Shape: (B, T).
+            new: Tokens that follow those in the cache.
             cache: Keys and values of earlier tokens; the new ones are added to it.
 
         Returns:
-            Shape: (B, T, V).
+            Shape: (B, V).
         """
 
 

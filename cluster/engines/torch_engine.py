@@ -12,6 +12,7 @@ from cluster.engines.optimizers import make_optimizer, place, set_learning_rate
 from cluster.engines.protocol import Fragment, FragmentState, MicroBatch, StateSource
 from cluster.topology import Precision
 from llm.config import OptimizerConfig
+from llm.generation import NewTokens, next_logits
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 from llm.optimizer import parameter_groups
@@ -90,11 +91,9 @@ class TorchEngine:
         with torch.no_grad():
             return self._forward(batch)
 
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Scores of the next token; see `Engine.logits`."""
-        self._model.eval()
-        with torch.no_grad():
-            return self._model.logits(tokens, cache=cache)
+    def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Engine.next_logits`."""
+        return next_logits(self._model.eval(), new, cache)
 
     def snapshot(self, reuse: Sequence[FragmentState] = ()) -> list[FragmentState]:
         """Host copies of everything; see `Engine.snapshot`."""

@@ -22,7 +22,8 @@ class EvaluationConfig:
     prompts: tuple[str, ...] = ("",)
     """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document."""
     sample_tokens: int = 64
-    """Tokens that it writes for each prompt at most, one forward pass on every worker each; 0: no samples."""
+    """Tokens that it writes for each prompt at most, one forward pass on every worker each for all prompts together;
+    0: no samples."""
     beside_training: bool = False
     """Evaluate in tasks of their own, from the checkpoint of the step, while the workers train on: the lines come
     later, with the step they belong to. A task holds the whole model and takes room that the workers leave free."""

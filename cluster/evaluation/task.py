@@ -20,6 +20,7 @@ from cluster.storage.operations import storage_path
 from cluster.text_samples import TextSampler, samples_are_written
 from cluster.topology import Topology, set_arithmetic
 from data_pipeline.dataset import Dataset
+from llm.generation import NewTokens, next_logits
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
 from llm.transformer import Transformer
@@ -37,10 +38,9 @@ class PlainModel:
             sums: LossSums = self._model(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
             return sums
 
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        """Scores of the next token; see `Forward.logits`."""
-        with torch.no_grad():
-            return self._model.logits(tokens, cache=cache)
+    def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
+        """Scores of the next token; see `Forward.next_logits`."""
+        return next_logits(self._model, new, cache)
 
 
 def evaluate_checkpoint(config: RunConfig, due: DueCheckpoint, topology: Topology) -> Outcome | None:
@@ -136,7 +136,6 @@ def _model(config: RunConfig, info: CheckpointInfo, datasets: Sequence[Dataset],
 def _samples(config: RunConfig, model: PlainModel, step: int, topology: Topology) -> tuple[Sample, ...]:
     sampler = TextSampler(
         config,
-        layers=config.model.num_hidden_layers,
         tokenizer_path=storage_path(config.storage) / config.name / TOKENIZER_NAME,
         topology=topology,
         collectives=Collectives(),

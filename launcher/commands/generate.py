@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.commands.arguments import RunOrCheckpoint, examples
+
+if TYPE_CHECKING:
+    from launcher.prompt_file import TextPrompt
+    from launcher.text_stream import Written
 
 
 def register(app: typer.Typer) -> None:
@@ -16,14 +24,28 @@ def register(app: typer.Typer) -> None:
             'longhaul generate longhaul-quickstart/runs/quickstart --prompt "It is a truth"',
             'longhaul generate runs/my-run --prompt "Emma" --temperature 0',
             'longhaul generate runs/my-run --prompt "Emma" --top-p 0.9 --seed 7',
+            'longhaul generate runs/my-run --prompt "Emma" --min-p 0.1 --repetition-penalty 1.2 --stop "Chapter"',
+            'longhaul generate runs/my-run --prompt "Emma" --prompt "Mr. Knightley"',
+            "longhaul generate runs/my-run --prompts prompts.jsonl --json > texts.jsonl",
         )
     )(generate)
 
 
 def generate(
     run_or_checkpoint: RunOrCheckpoint,
-    prompt: Annotated[str, typer.Option(help="Text that the model continues.", show_default=False)],
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which the text ends at the latest.")] = 100,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Text that the model continues; may be repeated.", show_default=False),
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help='File with a prompt a line; in a .jsonl file an object with "prompt" and, where wanted, "seed".',
+            show_default=False,
+        ),
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a text ends at the latest.")] = 100,
     temperature: Annotated[
         float, typer.Option(help="Divides the logits: lower is safer, 0 always takes the likeliest token.")
     ] = 0.8,
@@ -34,29 +56,98 @@ def generate(
         float | None,
         typer.Option(help="Draw from the likeliest tokens that hold this probability, at most 1.", show_default="all"),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Key of the random draws; the same seed gives the same text.")] = 0,
+    min_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw from tokens of at least this fraction of the likeliest one's probability.", show_default="all"
+        ),
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Above 1, tokens of the prompt and the text so far are less likely; 1.2 is usual.")
+    ] = 1.0,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End a text also before this one; may be repeated.", show_default=False),
+    ] = None,
+    stop_token: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", help="End a text also before this token; may be repeated.", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option(help="Key of the random draws; the same seed and prompt give the same text.")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(help="Prompts continued together; more are quicker in all and take more memory.")
+    ] = 8,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print an object a line for each prompt, with the text and why it ended.")
+    ] = False,
 ) -> None:
-    """Continue a prompt with a trained model, printing the text as it comes."""
+    """Continue prompts with a trained model; a single one is printed as it comes."""
     from launcher.directories import require_run_or_checkpoint
     from launcher.errors import UsageError
+    from launcher.text_stream import Stops, continue_text, continue_texts
 
+    if batch_size < 1:
+        raise UsageError(f"--batch-size is {batch_size}: no prompt would be continued. Use at least 1.")
+    stops = Stops(texts=tuple(stop or ()), tokens=tuple(stop_token or ()))
+    asked = _asked(prompt, prompts)
     require_run_or_checkpoint(run_or_checkpoint)
 
     from llm.errors import GenerationError
-    from llm.generation import SamplingConfig
+    from llm.sampling import SamplingConfig
 
     try:
         sampling = SamplingConfig(
-            max_new_tokens=max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            seed=seed,
         )
     except GenerationError as error:
         raise UsageError(str(error)) from error
 
     from cluster.inference import load_run
-    from launcher.text_stream import continue_text
 
     loaded = load_run(run_or_checkpoint)
-    typer.echo(prompt, nl=False)
-    for piece in continue_text(loaded, prompt, sampling):
+    if as_json:
+        _print_lines(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size))
+    elif len(asked) > 1:
+        _print_texts(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size), len(asked))
+    else:
+        _stream(continue_text(loaded, asked[0], sampling, stops), asked[0])
+
+
+def _asked(prompt: list[str] | None, prompts: Path | None) -> list[TextPrompt]:
+    from launcher.errors import UsageError
+    from launcher.prompt_file import TextPrompt, read_prompts
+
+    asked = [TextPrompt(text=text) for text in prompt or ()]
+    if prompts is not None:
+        asked += read_prompts(prompts)
+    if not asked:
+        raise UsageError(
+            'there is no prompt to continue. Give --prompt TEXT, where "" begins a text, or --prompts FILE.'
+        )
+    return asked
+
+
+def _stream(pieces: Iterable[str], prompt: TextPrompt) -> None:
+    typer.echo(prompt.text, nl=False)
+    for piece in pieces:
         typer.echo(piece, nl=False)
     typer.echo()
+
+
+def _print_lines(texts: Iterable[Written]) -> None:
+    for written in texts:
+        typer.echo(json.dumps(asdict(written), ensure_ascii=False))
+
+
+def _print_texts(texts: Iterable[Written], count: int) -> None:
+    for number, written in enumerate(texts, start=1):
+        typer.echo(f"[{number} of {count}, ended by {written.end}]")
+        typer.echo(f"{written.prompt}{written.text}\n")

@@ -18,6 +18,7 @@ from cluster.topology import Topology
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from llm.config import ModelConfig, OptimizerConfig
+from llm.generation import NewTokens
 from llm.kv_cache import KeyValueCache
 from llm.transformer import Transformer
 
@@ -56,22 +57,22 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class CountingEngine(TorchEngine):
     """Remembers the tokens of each pass."""
 
-    passes: list[list[int]]
+    passes: list[list[list[int]]]
 
-    def logits(self, tokens: torch.Tensor, cache: KeyValueCache) -> torch.Tensor:
-        self.passes.append(tokens.tolist()[0])
-        return super().logits(tokens, cache)
+    def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
+        self.passes.append(new.tokens.tolist())
+        return super().next_logits(new, cache)
 
 
-def engine() -> CountingEngine:
-    made = CountingEngine(Transformer(MODEL, "sdpa"), optimizer=OptimizerConfig(), precision="fp32")
-    made.load(InitialState(MODEL, 7))
+def engine(model: ModelConfig = MODEL) -> CountingEngine:
+    made = CountingEngine(Transformer(model, "sdpa"), optimizer=OptimizerConfig(), precision="fp32")
+    made.load(InitialState(model, 7))
     made.passes = []
     return made
 
 
 def sampler(path: Path, config: RunConfig = CONFIG) -> TextSampler:
-    return TextSampler(config, layers=2, tokenizer_path=path, topology=Topology(), collectives=Collectives())
+    return TextSampler(config, tokenizer_path=path, topology=Topology(), collectives=Collectives())
 
 
 def test_text_is_the_same_when_a_step_comes_again(tokenizer_path: Path) -> None:
@@ -111,7 +112,31 @@ def test_prompt_is_left_out_when_the_model_is_not_trained_on_its_length(
 ) -> None:
     config = replace(CONFIG, evaluation=EvaluationConfig(prompts=("zebra " * 20, "")))
     assert [sample.prompt for sample in sampler(tokenizer_path, config).write(engine(), 5)] == [""]
-    assert "more than data.seq_len = 16" in caplog.text
+    assert "more than the 16 that data.seq_len and model.max_position_embeddings allow" in caplog.text
+
+
+def test_prompts_are_continued_sixteen_at_a_time_when_there_are_more(tokenizer_path: Path) -> None:
+    prompts = tuple(f"tea {number}" for number in range(18))
+    config = replace(CONFIG, evaluation=EvaluationConfig(prompts=prompts, sample_tokens=1))
+    counting = engine()
+    assert [sample.prompt for sample in sampler(tokenizer_path, config).write(counting, 5)] == list(prompts)
+    assert [len(tokens) for tokens in counting.passes] == [16, 2]
+
+
+def test_text_is_the_same_when_other_prompts_are_asked_too(tokenizer_path: Path) -> None:
+    alone = replace(CONFIG, evaluation=replace(CONFIG.evaluation, prompts=("She",)))
+    assert sampler(tokenizer_path, alone).write(engine(), 5) == sampler(tokenizer_path, CONFIG).write(engine(), 5)[1:]
+
+
+def test_text_ends_with_the_positions_when_the_model_has_a_limit(tokenizer_path: Path) -> None:
+    prompt, longer = "tea " * 3, "tea " * 5
+    tokens, more = (1 + len(Tokenizer.load(tokenizer_path).encode(text)) for text in (prompt, longer))
+    limited = replace(MODEL, max_position_embeddings=more)  # no room for a token more after the longer
+    evaluation = EvaluationConfig(prompts=(prompt, longer), sample_tokens=64)
+    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=64))
+    counting = engine(limited)
+    assert [sample.prompt for sample in sampler(tokenizer_path, config).write(counting, 5)] == [prompt]
+    assert [len(rows[0]) for rows in counting.passes] == [tokens, *[1] * (more - tokens - 1)]
 
 
 def test_only_the_samples_are_lost_when_the_tokenizer_is_damaged(
@@ -142,25 +167,24 @@ class Follower(Collectives):
         self.told = told
 
     def from_main(self, value: object) -> object:  # type: ignore[override]
-        assert value is None or isinstance(value, int)
         return self.told.pop(0)
 
 
 def test_other_ranks_make_the_passes_that_rank_0_makes(tokenizer_path: Path) -> None:
     leader = sampler(tokenizer_path)
     stop = Tokenizer.load(tokenizer_path).eos_id
-    told = [leader._plan, 40, 41, stop, 42, stop]
+    told = [leader._plan, [40, 42], [41, stop], [stop]]
     counting = engine()
     follower = TextSampler(
         CONFIG,
-        layers=2,
         tokenizer_path=tokenizer_path,
         topology=Topology(rank=1, world_size=2),
         collectives=Follower(told),
     )
     assert follower.write(counting, 5) == []
-    prompts = [list(prompt.tokens) for prompt in leader._plan.prompts]  # type: ignore[union-attr]
-    assert counting.passes == [prompts[0], [40], [41], prompts[1], [42]]
+    begun, she = (list(prompt.tokens) for prompt in leader._plan.prompts)  # type: ignore[union-attr]
+    padding = [0] * (len(she) - len(begun))
+    assert counting.passes == [[padding + begun, she], [[40], [42]], [[41]]]
     assert told == []
 
 

@@ -242,3 +242,22 @@ def test_documents_are_refused_when_the_cache_holds_tokens_without() -> None:
         "the cache holds 33 tokens without document_ids and 33 more came with: which tokens see each other is then "
         "unknown. Pass document_ids for all tokens or for none."
     )
+
+
+@pytest.mark.parametrize("changes", [VARIANTS["tied"], VARIANTS["untied"]], ids=["tied", "untied"])
+def test_scores_are_those_of_the_last_position_when_asked_for_it_alone(changes: dict[str, Any]) -> None:
+    model, (tokens, _, _) = make_model(**changes), make_batch()
+    last = model.logits(tokens, last_only=True)
+    assert last.shape == (2, 1, 101)
+    tolerance = {"atol": REFERENCE_TOLERANCE, "rtol": REFERENCE_TOLERANCE}
+    torch.testing.assert_close(last, model.logits(tokens)[:, -1:], **tolerance)
+
+
+def test_last_position_alone_is_refused_when_there_are_targets() -> None:
+    tokens, targets, _ = make_batch()
+    with pytest.raises(ModelInputError) as error:
+        make_model()(tokens, targets, last_only=True)
+    assert str(error.value) == (
+        "the model got targets and last_only: the loss is over all positions, and logits alone can be of the last. "
+        "Leave one of them out."
+    )
