@@ -178,8 +178,10 @@ def router_sums(
     # Sums of products, not matrix products: those are not fp32 under autocast or TF32.
     chosen_BTE = torch.zeros_like(probabilities_BTE).scatter_(-1, experts_BTC, 1.0)
     load_BE = (chosen_BTE * weights_BT1).sum(dim=1)
-    mass_BE = (probabilities_BTE.masked_fill(weights_BT1 == 0, 0.0) * weights_BT1).sum(dim=1)
-    weight_B = weights_BT.sum(dim=1).clamp_min(torch.finfo(torch.float32).tiny)  # a row of padding is 0 / tiny = 0
+    mass_BE = (probabilities_BTE * weights_BT1).sum(dim=1)
+    weight_B = weights_BT.sum(dim=1)
+    weight_B = weight_B.masked_fill(weight_B == 0, 1.0)  # a row of padding is 0 / 1, gradients too
     balance_B = (load_BE * mass_BE).sum(dim=-1) / weight_B * (E / C)
+    # Masked before it is squared: 0 times an overflow would be nan.
     z_BT = logits_BTE.logsumexp(dim=-1).masked_fill(weights_BT == 0, 0.0).square()
     return RouterSums(balance_sum=balance_B.sum(), z_sum=(z_BT * weights_BT).sum(), load_E=load_BE.sum(dim=0).detach())

@@ -15,6 +15,7 @@ from llm.expert_backends import (
     experts_backend,
     grouped_experts,
     grouped_mm_serves,
+    grouped_product,
     resolve_experts,
 )
 
@@ -113,6 +114,19 @@ def test_matrices_are_kept_and_not_views_of_them_when_grouped(expert_size: int) 
         same = [each for each in kept if each.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()]
         assert len(same) == 1
         assert same[0].is_leaf
+
+
+@pytest.mark.parametrize("width", [F_, 7], ids=["grouped_mm", "slices"])
+def test_product_and_gradients_equal_plain_ones_when_the_incoming_gradient_is_one_number(width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x_SI = torch.randn(9, D, generator=generator).requires_grad_()
+    weight_EOI = torch.randn(3, width, D, generator=generator).requires_grad_()
+    found = grouped_product(x_SI, weight_EOI, torch.tensor([4, 4, 9], dtype=torch.int32))
+    wanted = torch.cat([x_SI[:4] @ weight_EOI[0].T, x_SI[4:] @ weight_EOI[2].T])
+    assert_close(found, wanted, TOLERANCE[torch.float32])
+    gradients = [torch.autograd.grad(out.sum(), [x_SI, weight_EOI]) for out in (found, wanted)]
+    for mine, other in zip(*gradients, strict=True):
+        assert_close(mine, other, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("frozen", range(4), ids=["x", "weights", "gate_up", "down"])
