@@ -15,6 +15,10 @@ class AttentionBackendError(ModelError, ValueError):
     """The attention backend asked for does not exist or cannot be used as asked."""
 
 
+class ExpertsBackendError(ModelError, ValueError):
+    """The way of computing experts that was asked for does not exist or cannot be used as asked."""
+
+
 class ModelInputError(ModelError, ValueError):
     """The arguments of a forward pass do not go together."""
 
