@@ -23,6 +23,7 @@ from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
 from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
 from llm.config import ModelConfig
+from llm.loss import EXPERT_LOAD
 
 
 def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
         "train/perplexity": perplexity(report.loss),
         "train/grad_norm": report.gradient_norm,
         "train/learning_rate": report.learning_rate,
-        **{f"train/{name}": mean for name, (mean,) in report.terms.items()},
+        **_term_fields(report.terms, model),
         "train/tokens": report.step * tokens_per_step,
         "speed/tokens_per_second": tokens_per_second,
         "speed/mfu": model_flops_utilization(
@@ -67,6 +68,16 @@ def closing_fields(spent: Spent) -> dict[str, float]:
     """The same of the seconds after an attempt's last train line, as the event of its end has them; zeros left out."""
     rounded = ((key, round(seconds, 3)) for key, seconds in time_fields(spent).items())
     return {key: seconds for key, seconds in rounded if seconds}
+
+
+def _term_fields(terms: Mapping[str, list[float]], model: ModelConfig) -> dict[str, float]:
+    """Means over targets as they are logged; loads of experts, over all layers, as multiples of the even share."""
+    loads = terms.get(EXPERT_LOAD)
+    fields = {f"train/{name}": mean for name, (mean, *_) in terms.items() if name != EXPERT_LOAD}
+    if loads is not None and model.num_experts is not None:
+        even = model.num_experts_per_tok / model.num_experts
+        fields |= {"router/largest_load": max(loads) / even, "router/smallest_load": min(loads) / even}
+    return fields
 
 
 def manifest_run(

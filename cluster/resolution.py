@@ -11,6 +11,7 @@ from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
+from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
 
 
@@ -58,4 +59,7 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
         compiled=config.train.compile,
         versions=library_versions(),
     )
-    return layout, [f"precision {precision}: {why_precision}", f"attention {attention}: {why_attention}"]
+    resolved = [f"precision {precision}: {why_precision}", f"attention {attention}: {why_attention}"]
+    if config.model.num_experts is not None:
+        resolved.append("experts {}: {}".format(*resolve_experts(config.model.experts)))
+    return layout, resolved

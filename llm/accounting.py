@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from llm.config import ModelConfig
 from llm.errors import ModelConfigError
+from llm.expert_shapes import expert_parameter_shapes
 
 PEAK_BF16_FLOPS: tuple[tuple[str, float], ...] = (
     ("H100 PCIe", 756e12),
@@ -87,8 +88,9 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dict[str, int]:
     """The matrices, or biases, that a parameter holds one below the other: rows by the name each has on its own.
 
-    Queries, keys and values are one parameter, since one product makes them all, and so are gate and up projections;
-    they begin, are updated by Muon, and are exchanged with others as the matrices they are.
+    Queries, keys and values are one parameter, since one product makes them all, and so are gate and up projections,
+    and the experts of a layer; they begin, are updated by Muon, and are exchanged with others as the matrices they are.
+    The dimensions of a parameter before its last are taken as one.
     """
     module, _, kind = name.rpartition(".")
     K, F = config.head_size, config.intermediate_size
@@ -97,6 +99,11 @@ def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dic
         return {f"{module.removesuffix('qkv_proj')}{part}_proj.{kind}": n * K for part, n in heads.items()}
     if module.endswith("mlp.gate_up_proj"):
         return {f"{module.removesuffix('gate_up_proj')}{part}_proj.{kind}": F for part in ("gate", "up")}
+    if module.endswith("mlp.experts"):
+        experts, rows = range(shape[0]), shape[1]
+        if kind == "down_proj":
+            return {f"{module}.{expert}.down_proj.weight": rows for expert in experts}
+        return {f"{module}.{expert}.{part}_proj.weight": rows // 2 for expert in experts for part in ("gate", "up")}
     return {name: shape[0]}
 
 
@@ -166,13 +173,12 @@ def model_flops_utilization(tokens_per_second: float, flops_per_token: float, pe
 
 
 def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    D, F, K = config.hidden_size, config.intermediate_size, config.head_size
+    D, K = config.hidden_size, config.head_size
     queries, keys = config.num_attention_heads * K, config.key_value_heads * K
     head_norms: dict[str, tuple[int, ...]] = {
         "self_attn.q_norm.weight": (K,),
         "self_attn.k_norm.weight": (K,),
     }
-    up = ("mlp.gate_up_proj", 2 * F) if config.gated_mlp else ("mlp.up_proj", F)
     return {
         **_norm_shapes("input_layernorm", config),
         **_linear_shapes("self_attn.qkv_proj", queries + 2 * keys, D, config.attention_bias),
@@ -180,9 +186,20 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         **(head_norms if config.qk_norm else {}),
         **(_norm_shapes("attention_output_norm", config) if config.sandwich_norm else {}),
         **_norm_shapes("post_attention_layernorm", config),
+        **_feed_forward_shapes(config),
+        **(_norm_shapes("mlp_output_norm", config) if config.sandwich_norm else {}),
+    }
+
+
+def _feed_forward_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    D, F = config.hidden_size, config.intermediate_size
+    if config.num_experts is not None:
+        shapes = expert_parameter_shapes(D, config.expert_size, config.num_experts)
+        return {f"mlp.{name}": shape for name, shape in shapes.items()}
+    up = ("mlp.gate_up_proj", 2 * F) if config.gated_mlp else ("mlp.up_proj", F)
+    return {
         **_linear_shapes(*up, D, config.mlp_bias),
         **_linear_shapes("mlp.down_proj", D, F, config.mlp_bias),
-        **(_norm_shapes("mlp_output_norm", config) if config.sandwich_norm else {}),
     }
 
 

@@ -12,7 +12,7 @@ from llm.accounting import is_norm, parameter_parts
 from llm.config import ModelConfig
 from llm.errors import InitializationError
 
-_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight")
+_RESIDUAL_OUTPUTS = ("o_proj.weight", "down_proj.weight", "experts.down_proj")
 
 
 def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: int) -> Tensor:
@@ -48,7 +48,7 @@ def initial_value(name: str, shape: tuple[int, ...], config: ModelConfig, seed: 
         deviation /= math.sqrt(2 * config.num_hidden_layers)
     value = torch.empty(shape, dtype=torch.float32, device="cpu")
     parts = parameter_parts(name, shape, config)
-    for part, rows in zip(parts, torch.split(value, list(parts.values())), strict=True):
+    for part, rows in zip(parts, torch.split(value.flatten(0, -2), list(parts.values())), strict=True):
         digest = hashlib.blake2b(f"{seed}/{part}".encode(), digest_size=8).digest()
         generator = torch.Generator(device="cpu").manual_seed(int.from_bytes(digest, "little"))
         rows.normal_(0.0, deviation, generator=generator)

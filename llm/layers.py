@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from llm.attention import AttentionMask, Backend, ScoreRule
 from llm.dropout import Dropout, drop
+from llm.expert_backends import resolve_experts
+from llm.experts import MixtureOfExperts, RouterSums
 from llm.kv_cache import LayerCache
 from llm.model_config import ModelConfig
 from llm.rotary import Rotary, rotate
@@ -37,7 +39,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape: (..., in_features) -> (..., out_features)."""
-        return F.linear(x, self.weight, self.bias)
+        product = F.linear(x, self.weight)
+        # Not by F.linear: DeepSpeed's, at ZeRO 3, adds the bias in place, to a product that selective activation
+        # checkpointing keeps and would add it to once more.
+        return product if self.bias is None else product + self.bias
 
 
 class Embedding(nn.Module):
@@ -100,6 +105,8 @@ class Surroundings(NamedTuple):
     mask: AttentionMask
     dropout_keys_B: Tensor | None = None  # noqa: N815
     """Key of each row in this layer; None where nothing is dropped."""
+    token_weights_BT: Tensor | None = None  # noqa: N815
+    """What each token counts for the router's losses; None means 1."""
 
 
 class Attention(nn.Module):
@@ -174,6 +181,21 @@ class PlainFeedForward(nn.Module):
         return down_BTD
 
 
+def make_feed_forward(config: ModelConfig) -> nn.Module:
+    """The feed-forward that the configuration describes."""
+    if config.num_experts is None:
+        return FeedForward(config) if config.gated_mlp else PlainFeedForward(config)
+    return MixtureOfExperts(
+        hidden_size=config.hidden_size,
+        expert_size=config.expert_size,
+        num_experts=config.num_experts,
+        experts_per_token=config.num_experts_per_tok,
+        normalize_weights=config.norm_topk_prob,
+        activation=ACTIVATIONS[config.hidden_act],
+        backend=resolve_experts(config.experts).name,
+    )
+
+
 class Block(nn.Module):
     """One decoder block: each half normalises its input and adds its output to the residual stream."""
 
@@ -185,15 +207,21 @@ class Block(nn.Module):
         self.self_attn = Attention(config, backend)
         self.attention_output_norm = make_norm(config) if config.sandwich_norm else None
         self.post_attention_layernorm = make_norm(config)
-        self.mlp = FeedForward(config) if config.gated_mlp else PlainFeedForward(config)
+        self.mlp = make_feed_forward(config)
         self.mlp_output_norm = make_norm(config) if config.sandwich_norm else None
 
-    def forward(self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
-        """Shape: (B, T, D) -> (B, T, D)."""
+    def forward(
+        self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None
+    ) -> tuple[Tensor, RouterSums | None]:
+        """Shape: (B, T, D) -> (B, T, D), and the sums of the router where there are experts."""
         mixed_BTD = self.self_attn(self.input_layernorm(x_BTD), around, cache)
         x_BTD = self._added(x_BTD, mixed_BTD, self.attention_output_norm, around, ATTENTION_OUTPUT)
-        fed_BTD = self.mlp(self.post_attention_layernorm(x_BTD))
-        return self._added(x_BTD, fed_BTD, self.mlp_output_norm, around, FEED_FORWARD_OUTPUT)
+        normed_BTD, sums = self.post_attention_layernorm(x_BTD), None
+        if isinstance(self.mlp, MixtureOfExperts):
+            fed_BTD, sums = self.mlp(normed_BTD, around.token_weights_BT)
+        else:
+            fed_BTD = self.mlp(normed_BTD)
+        return self._added(x_BTD, fed_BTD, self.mlp_output_norm, around, FEED_FORWARD_OUTPUT), sums
 
     def _added(
         self, x_BTD: Tensor, half_BTD: Tensor, norm: nn.Module | None, around: Surroundings, place: int

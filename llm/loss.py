@@ -48,6 +48,13 @@ class LossRule(NamedTuple):
 
 PLAIN = LossRule()
 Z_LOSS = "z_loss"
+"""z_loss * logsumexp(logits)^2, a part of the objective."""
+ROUTER_BALANCE = "router_balance"
+"""Balance loss of the routers, the mean over layers: 1 where experts are used evenly. Not yet weighted."""
+ROUTER_Z = "router_z"
+"""Squared log partition function of the routers, the mean over layers. Not yet weighted."""
+EXPERT_LOAD = "expert_load"
+"""How many tokens each expert of each layer was chosen by. Shape: (layers, experts)."""
 
 
 def cross_entropy_sums(

@@ -49,7 +49,14 @@ _POSITIVE_OR_NULL = (
     "num_experts",
     "moe_intermediate_size",
 )
-_OF_EXPERTS = ("num_experts_per_tok", "moe_intermediate_size", "norm_topk_prob", "experts")
+_OF_EXPERTS = (
+    "num_experts_per_tok",
+    "moe_intermediate_size",
+    "norm_topk_prob",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+    "experts",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,6 +183,11 @@ class ModelConfig:
     """Width of one expert; null means intermediate_size."""
     norm_topk_prob: bool = True
     """Make the weights of a token's experts add up to one."""
+    router_aux_loss_coef: float = 1e-3
+    """Weight of the loss that evens out how often experts are used, the mean over layers, which is added to what is
+    minimised and logged apart."""
+    router_z_loss_coef: float = 1e-3
+    """Weight of the squared logarithm of the router's partition function (arXiv:2202.08906), likewise."""
     experts: Literal["auto", "eager", "grouped"] = "auto"
     """How experts are computed: `eager` one after another, `grouped` in one product of sorted tokens."""
     initializer_range: float = 0.02
@@ -254,6 +266,9 @@ class ModelConfig:
                         f"Set num_experts, or leave {name} out."
                     )
             return
+        for name in ("router_aux_loss_coef", "router_z_loss_coef"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: a weight is at least 0. Use 0 for none.")
         if self.num_experts_per_tok > self.num_experts:
             raise ValueError(
                 f"num_experts_per_tok is {self.num_experts_per_tok} and num_experts {self.num_experts}: a token cannot "
@@ -276,6 +291,11 @@ class ModelConfig:
     def output_bias(self) -> bool:
         """Whether the output projection of attention has a bias."""
         return self.attention_bias if self.attention_output_bias is None else self.attention_output_bias
+
+    @property
+    def expert_size(self) -> int:
+        """Width of one expert."""
+        return self.intermediate_size if self.moe_intermediate_size is None else self.moe_intermediate_size
 
     @property
     def score_scale(self) -> float:

@@ -14,6 +14,7 @@ from llm.errors import ParameterGroupError
 GroupName = Literal["muon", "decay", "no_decay"]
 MUON: GroupName = "muon"
 _HIDDEN = "model.layers."
+_ROUTER = ".gate.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +39,7 @@ def group_of(name: str, ndim: int, optimizer: OptimizerName = "adamw") -> GroupN
         ndim: Dimensions of the whole parameter, not of a partition of it.
         optimizer: The update rule asked for.
     """
-    if optimizer == "muon" and ndim >= 2 and name.startswith(_HIDDEN):
+    if optimizer == "muon" and ndim >= 2 and name.startswith(_HIDDEN) and not name.endswith(_ROUTER):
         return MUON
     return "decay" if ndim >= 2 else "no_decay"
 

@@ -15,9 +15,10 @@ from llm.attention import AttentionNeeds, Backend, Visibility, attention_backend
 from llm.config import ModelConfig
 from llm.dropout import Dropout, drop, layer_keys
 from llm.errors import ModelInputError
+from llm.experts import RouterSums
 from llm.kv_cache import KeyValueCache
 from llm.layers import Block, Embedding, Surroundings, make_norm
-from llm.loss import LossRule, LossSums, linear_cross_entropy_sums
+from llm.loss import EXPERT_LOAD, ROUTER_BALANCE, ROUTER_Z, LossRule, LossSums, linear_cross_entropy_sums
 from llm.model_config import LayerType
 from llm.rotary import rotary_tables
 
@@ -47,7 +48,8 @@ class Decoder(nn.Module):
         cache: KeyValueCache | None = None,
         positions_BT: Tensor | None = None,
         dropout_keys_B: Tensor | None = None,
-    ) -> Tensor:
+        token_weights_BT: Tensor | None = None,
+    ) -> tuple[Tensor, list[RouterSums]]:
         """Hidden states after the final norm.
 
         Args:
@@ -56,9 +58,10 @@ class Decoder(nn.Module):
             cache: Keys and values of earlier tokens, with their documents; the new ones are added to it.
             positions_BT: int64 position of each token; None counts on from the start of the row.
             dropout_keys_B: int64 key of each row for dropout; None drops nothing.
+            token_weights_BT: What each token counts for the routers' losses; None means 1.
 
         Returns:
-            Shape: (B, T, D), in the dtype of the parameters.
+            Shape: (B, T, D), in the dtype of the parameters; and the sums of each layer's router, where there are any.
 
         Raises:
             ModelInputError: A sequence is longer than the model allows, or a cache has tokens with documents and
@@ -87,15 +90,18 @@ class Decoder(nn.Module):
             kind: self._surroundings(kind, positions_BT, visible if cache is None else _held(cache, index, visible))
             for kind, index in a_layer_of.items()
         }
+        routed: list[RouterSums] = []
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
-            inputs = around[self.config.layer_type(index)]
+            inputs = around[self.config.layer_type(index)]._replace(token_weights_BT=token_weights_BT)
             if dropout_keys_B is not None:
                 inputs = inputs._replace(dropout_keys_B=layer_keys(dropout_keys_B, index))
             mode = "off" if layer_cache is not None else self.activation_checkpointing  # a cache is written once
-            x_BTD = run_layer(mode, block, x_BTD, inputs, layer_cache)
+            x_BTD, sums = run_layer(mode, block, x_BTD, inputs, layer_cache)
+            if sums is not None:
+                routed.append(sums)
         normed_BTD: Tensor = self.norm(x_BTD)
-        return normed_BTD
+        return normed_BTD, routed
 
     def _surroundings(self, kind: LayerType, positions_BT: Tensor, visible: Visibility) -> Surroundings:
         config = self.config
@@ -221,13 +227,30 @@ class Transformer(nn.Module):
                 "the model got targets and last_only: the loss is over all positions, and logits alone can be of the "
                 "last. Leave one of them out."
             )
-        hidden_BTD: Tensor = self.model(tokens_BT, document_ids_BT, cache, positions_BT, dropout_keys_B)
+        hidden_BTD, routed = self.model(
+            tokens_BT, document_ids_BT, cache, positions_BT, dropout_keys_B, token_weights_BT=loss_weights_BT
+        )
         if last_only:
             hidden_BTD = hidden_BTD[:, -1:]
         if self.lm_head is None:
-            return _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
-        output: Tensor | LossSums = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
+            output = _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
+        else:
+            output = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
+        if routed and isinstance(output, LossSums):
+            return self._with_router_losses(output, routed)
         return output
+
+    def _with_router_losses(self, sums: LossSums, routed: list[RouterSums]) -> LossSums:
+        """Add what evens the experts out, each the mean over layers, to what is minimised, and report it."""
+        balance_sum = torch.stack([layer.balance_sum for layer in routed]).mean()
+        z_sum = torch.stack([layer.z_sum for layer in routed]).mean()
+        penalty = self.config.router_aux_loss_coef * balance_sum + self.config.router_z_loss_coef * z_sum
+        terms = {
+            ROUTER_BALANCE: balance_sum.detach(),
+            ROUTER_Z: z_sum.detach(),
+            EXPERT_LOAD: torch.stack([layer.load_E for layer in routed]),
+        }
+        return sums._replace(objective_sum=sums.objective_sum + penalty, terms={**sums.terms, **terms})
 
     def logits(
         self,

@@ -142,6 +142,7 @@ _RICH = replace(
 _GPT_2 = replace(
     MODEL, position_embedding="learned", max_position_embeddings=LENGTH, gated_mlp=False, hidden_act="gelu"
 )
+_EXPERTS = replace(MODEL, hidden_size=32, num_experts=4, moe_intermediate_size=24, router_aux_loss_coef=0.05)
 MODELS = [
     Case(zero=ZeroConfig(stage=2), precision="fp32", model=_RICH, z_loss=1e-2, note="rich"),
     Case(
@@ -153,9 +154,17 @@ MODELS = [
         note="rich",
     ),
     Case(zero=ZeroConfig(stage=3), precision="bf16", model=_GPT_2, activation_checkpointing="full", note="gpt2"),
+    Case(zero=ZeroConfig(stage=2), precision="fp32", model=_EXPERTS, activation_checkpointing="full", note="experts"),
+    Case(
+        zero=ZeroConfig(stage=3, parameter_persistence_threshold_elements=0),
+        precision="fp32",
+        model=_EXPERTS,
+        optimizer=OptimizerConfig(name="muon", learning_rate=1e-2),
+        note="experts",
+    ),
 ]
 """Models with what the matrix's has not: norms, biases, windows, caps, multipliers, dropout, z-loss,
-learned positions."""
+learned positions, experts."""
 COMPILED = [
     Case(zero=ZeroConfig(stage=0), precision="fp32", compiled=True, note="compiled"),
     Case(zero=ZeroConfig(stage=2), precision="bf16", compiled=True, note="compiled"),
