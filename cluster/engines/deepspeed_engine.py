@@ -200,11 +200,11 @@ def _built(
     build_model: Callable[[], Transformer], settings: dict[str, Any], stage: int, precision: Precision
 ) -> Transformer:
     """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
-    dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
     if stage == 3:
-        with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype):
+        # without a dtype, which DeepSpeed replaces by bf16 on devices that have no fp16: the settings say it
+        with deepspeed.zero.Init(config_dict_or_path=settings):
             return build_model()
-    return build_model().to(dtype)
+    return build_model().to(torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32)
 
 
 def _join_process_group(topology: Topology) -> None:
