@@ -21,8 +21,9 @@ from cluster.train_loop import Spent, StepReport
 from cluster.versions import library_versions
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
-from llm.accounting import count_parameters, flops_per_token, model_flops_utilization, peak_flops
+from llm.accounting import count_parameters
 from llm.config import ModelConfig
+from llm.flops import flops_per_token, model_flops_utilization, peak_flops
 from llm.loss import EXPERT_LOAD
 
 

@@ -17,13 +17,8 @@ from cluster.engines.protocol import MicroBatch
 from cluster.engines.torch_engine import TorchEngine
 from cluster.resolution import resolve_layout
 from cluster.topology import Topology, device_name, set_arithmetic
-from llm.accounting import (
-    count_parameters,
-    flops_per_token,
-    model_flops_utilization,
-    peak_flops,
-    vocabulary_size,
-)
+from llm.accounting import count_parameters, vocabulary_size
+from llm.flops import flops_per_token, model_flops_utilization, peak_flops
 
 _PROFILE_ROWS = 15
 

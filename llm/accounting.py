@@ -1,4 +1,7 @@
-"""How many parameters and floating-point operations a model has. Imports no torch: `plan` needs it."""
+"""Which parameters a model has, and how many. Imports no torch: `plan` needs it.
+
+Operations are counted in `llm.flops`, bytes in `llm.memory`.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +11,8 @@ from dataclasses import dataclass
 
 from llm.config import ModelConfig
 from llm.errors import ModelConfigError
-from llm.expert_shapes import expert_parameter_shapes
 
-PEAK_BF16_FLOPS: tuple[tuple[str, float], ...] = (
-    ("H100 PCIe", 756e12),
-    ("H100 NVL", 835.5e12),
-    ("H200 NVL", 835.5e12),
-    ("H100", 989e12),
-    ("H200", 989e12),
-    ("A100", 312e12),
-)
-"""Dense bf16 FLOP/s by a part of the device name, from NVIDIA's data sheets; the first match counts."""
+_EXPERTS = ".experts."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,23 +24,15 @@ class ParameterCount:
     attention: int
     """Query, key, value and output projections of all layers, with biases."""
     feed_forward: int
-    """Feed-forward projections of all layers, with biases."""
+    """Feed-forward projections of all layers, with biases; of experts all of them, and their routers."""
     norms: int
     """Scales and biases of all norms."""
     output: int
     """Output projection, V * D; 0 when it is the embedding itself."""
     total: int
-    """Sum of the parts: PaLM's N, with tied embeddings counted once."""
-
-
-@dataclass(frozen=True)
-class FlopCount:
-    """Floating-point operations of forward and backward for one token."""
-
-    full: float
-    """Attention counted over the whole T x T square, as in PaLM."""
-    causal: float
-    """Attention counted over the causal half that is really needed."""
+    """Sum of the parts, with tied embeddings counted once."""
+    active: int
+    """Those that one token meets: all but the experts that it does not use. PaLM's N."""
 
 
 def vocabulary_size(config: ModelConfig) -> int:
@@ -89,8 +75,8 @@ def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dic
     """The matrices, or biases, that a parameter holds one below the other: rows by the name each has on its own.
 
     Queries, keys and values are one parameter, since one product makes them all, and so are gate and up projections,
-    and the experts of a layer; they begin, are updated by Muon, and are exchanged with others as the matrices they are.
-    The dimensions of a parameter before its last are taken as one.
+    and the experts of a layer, whose dimensions before the last count as rows; they begin, are updated by Muon, and are
+    exchanged with others as the matrices they are.
     """
     module, _, kind = name.rpartition(".")
     K, F = config.head_size, config.intermediate_size
@@ -100,10 +86,12 @@ def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dic
     if module.endswith("mlp.gate_up_proj"):
         return {f"{module.removesuffix('gate_up_proj')}{part}_proj.{kind}": F for part in ("gate", "up")}
     if module.endswith("mlp.experts"):
-        experts, rows = range(shape[0]), shape[1]
-        if kind == "down_proj":
-            return {f"{module}.{expert}.down_proj.weight": rows for expert in experts}
-        return {f"{module}.{expert}.{part}_proj.weight": rows // 2 for expert in experts for part in ("gate", "up")}
+        rows = {"down_proj": {"down": config.hidden_size}, "gate_up_proj": dict.fromkeys(("gate", "up"), shape[1] // 2)}
+        return {
+            f"{module}.{expert}.{part}_proj.weight": height
+            for expert in range(shape[0])
+            for part, height in rows[kind].items()
+        }
     return {name: shape[0]}
 
 
@@ -114,62 +102,14 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
         ModelConfigError: vocab_size is still null.
     """
     parts = dict.fromkeys(("embedding", "attention", "feed_forward", "norms", "output"), 0)
+    unused = 0
     for name, shape in parameter_shapes(config).items():
-        parts[_part_of(name)] += math.prod(shape)
-    return ParameterCount(**parts, total=sum(parts.values()))
-
-
-def flops_per_token(config: ModelConfig, seq_len: int) -> FlopCount:
-    """Floating-point operations of one training token: 6 N + 12 L d T, and 6 N + 6 L d T for the causal half.
-
-    N is the number of distinct parameters (a tied embedding once), L the layers, d = H * K the width of all
-    query heads together, T the sequence length. From PaLM, appendix B (arXiv:2204.02311). Operations done
-    twice to save memory are not counted.
-
-    Args:
-        config: Shape of the model.
-        seq_len: Sequence length T, in tokens.
-
-    Returns:
-        Operations per token of forward and backward together.
-
-    Raises:
-        ModelConfigError: vocab_size is still null.
-    """
-    matrices = 6.0 * count_parameters(config).total
-    width = config.num_attention_heads * config.head_size
-    attention = 12.0 * config.num_hidden_layers * width * seq_len
-    return FlopCount(full=matrices + attention, causal=matrices + attention / 2)
-
-
-def peak_flops(device_name: str) -> float | None:
-    """Dense bf16 FLOP/s of a device, or None where it is not known.
-
-    A slice of a device (MIG) has no entry: its name is that of the whole device, its speed is not.
-
-    Args:
-        device_name: As torch.cuda.get_device_name gives it.
-    """
-    if "MIG" in device_name:
-        return None
-    return next((flops for part, flops in PEAK_BF16_FLOPS if part in device_name), None)
-
-
-def model_flops_utilization(tokens_per_second: float, flops_per_token: float, peak_flops: float | None) -> float | None:
-    """MFU = tokens/s * FLOP/token / peak FLOP/s, a fraction (PaLM, appendix B, arXiv:2204.02311).
-
-    Args:
-        tokens_per_second: Of all devices together, or of one.
-        flops_per_token: From `flops_per_token`, full or causal.
-        peak_flops: FLOP/s of as many devices as the tokens were counted over; None where unknown.
-
-    Returns:
-        The fraction, or None where the peak is unknown or the result is above 1 and so cannot be true.
-    """
-    if peak_flops is None:
-        return None
-    utilization = tokens_per_second * flops_per_token / peak_flops
-    return utilization if utilization <= 1.0 else None
+        size = math.prod(shape)
+        parts[_part_of(name)] += size
+        if _EXPERTS in name:
+            unused += size // shape[0] * (shape[0] - config.num_experts_per_tok)
+    total = sum(parts.values())
+    return ParameterCount(**parts, total=total, active=total - unused)
 
 
 def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -186,20 +126,25 @@ def _block_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         **(head_norms if config.qk_norm else {}),
         **(_norm_shapes("attention_output_norm", config) if config.sandwich_norm else {}),
         **_norm_shapes("post_attention_layernorm", config),
-        **_feed_forward_shapes(config),
+        **(_feed_forward_shapes(config) if config.num_experts is None else _expert_shapes(config)),
         **(_norm_shapes("mlp_output_norm", config) if config.sandwich_norm else {}),
     }
 
 
 def _feed_forward_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    D, F = config.hidden_size, config.intermediate_size
-    if config.num_experts is not None:
-        shapes = expert_parameter_shapes(D, config.expert_size, config.num_experts)
-        return {f"mlp.{name}": shape for name, shape in shapes.items()}
+    D, F, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
     up = ("mlp.gate_up_proj", 2 * F) if config.gated_mlp else ("mlp.up_proj", F)
+    return {**_linear_shapes(*up, D, bias), **_linear_shapes("mlp.down_proj", D, F, bias)}
+
+
+def _expert_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Router and stacked experts, named and shaped as in transformers 5's Qwen3-MoE and Mixtral."""
+    assert config.num_experts is not None
+    D, F, E = config.hidden_size, config.expert_size, config.num_experts
     return {
-        **_linear_shapes(*up, D, config.mlp_bias),
-        **_linear_shapes("mlp.down_proj", D, F, config.mlp_bias),
+        "mlp.gate.weight": (E, D),
+        f"mlp{_EXPERTS}gate_up_proj": (E, 2 * F, D),
+        f"mlp{_EXPERTS}down_proj": (E, D, F),
     }
 
 

@@ -82,7 +82,7 @@ class MixtureOfExperts(nn.Module):
     """Router and experts in place of a dense feed-forward. Parameters are left uninitialised.
 
     `gate.weight` (E, D), `experts.gate_up_proj` (E, 2 F, D), `experts.down_proj` (E, D, F). How many they are and what
-    a token costs: `llm.expert_shapes`, total E D + 3 E D F, active E D + 3 C D F, 6 FLOP per active parameter.
+    a token costs: `llm.accounting`, total E D + 3 E D F, active E D + 3 C D F, 6 FLOP per active parameter.
 
     Args:
         hidden_size: D.

@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm.memory import LOSS_CHUNK_BYTES
+
 _IGNORED = -100
-CHUNK_BYTES = 64 << 20
-"""fp32 logits that are held at a time: enough rows to keep a matrix product busy, and small beside the gradient of the
-output weight, which is V x D."""
 
 
 class LossSums(NamedTuple):
@@ -88,7 +87,7 @@ def linear_cross_entropy_sums(
     targets_BT: Tensor,
     loss_weights_BT: Tensor,
     rule: LossRule = PLAIN,
-    chunk_bytes: int = CHUNK_BYTES,
+    chunk_bytes: int = LOSS_CHUNK_BYTES,
 ) -> LossSums:
     """`cross_entropy_sums` of `rule.logits(hidden @ weight.T)`, without ever holding the logits of all positions.
 

@@ -1,15 +1,19 @@
-"""Which parameters are updated how: a pure rule, and the groups it makes in an order that never varies."""
+"""Which parameters are updated how: a pure rule, and the groups it makes in an order that never varies.
+
+Imports no torch: `plan` needs the rule.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from torch import nn
+from typing import TYPE_CHECKING, Any, Literal
 
 from llm.config import OptimizerName
 from llm.errors import ParameterGroupError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 GroupName = Literal["muon", "decay", "no_decay"]
 MUON: GroupName = "muon"

@@ -94,7 +94,5 @@ def test_tokens_are_the_same_with_a_cache_when_there_are_experts() -> None:
     model = make_model()
     whole = model.logits(TOKENS[:1])
     cache = KeyValueCache(2)
-    pieces = [
-        model.logits(TOKENS[:1, start:end], cache=cache) for start, end in ((0, 7), (7, 8), (8, 18))
-    ]
+    pieces = [model.logits(TOKENS[:1, start:end], cache=cache) for start, end in ((0, 7), (7, 8), (8, 18))]
     torch.testing.assert_close(whole, torch.cat(pieces, dim=1), rtol=TOLERANCE, atol=TOLERANCE)

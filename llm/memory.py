@@ -1,0 +1,129 @@
+"""How many bytes the loss of a micro-batch and a cache of keys and values hold. Imports no torch: `plan` needs it.
+
+Activations are counted in `llm.activation_memory`; the training state, which ranks may share, in `cluster`.
+Legend: B batch, T sequence, D model, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from llm.accounting import vocabulary_size
+from llm.config import ModelConfig
+
+Arithmetic = Literal["fp32", "bf16", "autocast"]
+"""`bf16` computes and keeps everything in bf16; `autocast` computes products in bf16 over fp32 parameters and an fp32
+residual stream."""
+
+LOSS_CHUNK_BYTES = 64 << 20
+"""fp32 logits that the loss holds at a time: enough rows to keep a matrix product busy, and small beside the gradient
+of the output weight, which is V x D."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """One forward pass of training: how large it is and what computes it."""
+
+    sequences: int
+    """B."""
+    seq_len: int
+    """T, in tokens."""
+    arithmetic: Arithmetic
+    """Numbers that products are made of."""
+    attention: str
+    """Name of the backend, resolved; all but `eager` keep no T x T weights."""
+    device_type: Literal["cpu", "cuda"] = "cpu"
+    """CPUs compute RMS norms in steps, of which each keeps its fp32 result, and GPUs in one; dropout masks are numbers
+    here and single bytes there."""
+    documents: bool = False
+    """Documents are masked, so that `sdpa` needs a mask for each sequence."""
+
+    @property
+    def tokens(self) -> int:
+        """B T."""
+        return self.sequences * self.seq_len
+
+    @property
+    def stream_bytes(self) -> int:
+        """Of one number of the residual stream, which has the dtype of the parameters."""
+        return 2 if self.arithmetic == "bf16" else 4
+
+    @property
+    def product_bytes(self) -> int:
+        """Of one number that a matrix product gives."""
+        return 4 if self.arithmetic == "fp32" else 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossBytes:
+    """What `llm.loss.linear_cross_entropy_sums` holds."""
+
+    kept: int
+    """Both gradients, from the forward to the backward pass: of the hidden states, and of the output weight in fp32."""
+    forward: int
+    """Besides, while chunks are computed: the hidden states, logits, and what is left of the chunk before."""
+    backward: int
+    """Besides, in the backward pass: both gradients once more, scaled."""
+
+    @property
+    def peak(self) -> int:
+        """The most at a time."""
+        return self.kept + max(self.forward, self.backward)
+
+
+def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_bytes: int = LOSS_CHUNK_BYTES) -> LossBytes:
+    """Bytes that the loss of one micro-batch holds.
+
+    Args:
+        config: Shape of the model.
+        batch: Size of the micro-batch and what computes it.
+        chunk_bytes: fp32 logits of one chunk; at least one row is taken.
+
+    Raises:
+        ModelConfigError: vocab_size is still null.
+    """
+    weight = vocabulary_size(config) * config.hidden_size
+    rows = min(batch.tokens, max(1, chunk_bytes // (4 * vocabulary_size(config))))
+    hidden = batch.tokens * config.hidden_size * batch.stream_bytes
+    chunk = rows * vocabulary_size(config) * _chunk_bytes_per_logit(config, batch, has_two=rows < batch.tokens)
+    product = 0
+    if batch.product_bytes == 2:
+        # added to an fp32 sum, for which CPUs first make it fp32
+        product = rows * vocabulary_size(config) * 6 + weight * (2 if batch.device_type == "cuda" else 6)
+    return LossBytes(
+        kept=hidden + 4 * weight,
+        forward=hidden + max(chunk, product),
+        backward=hidden + weight * (6 if batch.stream_bytes == 2 else 4),
+    )
+
+
+def _chunk_bytes_per_logit(config: ModelConfig, batch: MicroBatch, *, has_two: bool) -> int:
+    """The most that lives of one logit. Of the chunk before there still are its logits and its gradient, which is made
+    in their memory, but for bf16 products copied."""
+    is_narrow = batch.product_bytes == 2
+    gradient_before = (2 if is_narrow else 4) if has_two else 0
+    before = 4 + (2 if is_narrow else 0) if has_two else 0
+    is_scaled, is_capped = config.logits_scaling != 1.0, config.final_logit_softcapping is not None
+    in_logsumexp = gradient_before + 8
+    in_rule = before + 4 * (1 + is_scaled + 2 * is_capped)
+    return max(in_logsumexp, in_rule, before + 6 if is_narrow else 0)
+
+
+def kv_cache_bytes(
+    config: ModelConfig, *, sequences: int, positions: int, element_bytes: int, block_tokens: int = 256
+) -> int:
+    """Bytes of the keys and values of all layers, in whole blocks; one layer's old ones come on top while it grows.
+
+    Args:
+        config: Shape of the model.
+        sequences: Rows that are generated side by side.
+        positions: Tokens held of each, prompt included.
+        element_bytes: 2 in bf16, 4 in fp32.
+        block_tokens: Positions by which the cache grows.
+    """
+    capacity = math.ceil(positions / block_tokens) * block_tokens
+    return (
+        2 * config.num_hidden_layers * sequences * capacity * config.key_value_heads * config.head_size * element_bytes
+    )

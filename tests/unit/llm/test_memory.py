@@ -1,0 +1,78 @@
+"""Bytes of the loss and of the cache, against what is allocated."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from llm.config import ModelConfig
+from llm.kv_cache import KeyValueCache
+from llm.loss import LossRule, LossSums, linear_cross_entropy_sums
+from llm.memory import Arithmetic, MicroBatch, kv_cache_bytes, loss_bytes
+
+ROWS, WIDTH, VOCABULARY = 256, 64, 1000
+TOLERANCE = 0.01
+"""A few numbers for each row, beside some thousand for its logits."""
+DTYPE: dict[Arithmetic, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def allocated(profiler: profile) -> tuple[int, int]:
+    """Most and last bytes that were allocated since the profile began."""
+    assert profiler.profiler is not None
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    held = peak = 0
+    for _, change in changes:
+        held += change
+        peak = max(peak, held)
+    return peak, held
+
+
+def measured(arithmetic: Arithmetic, rule: LossRule, chunk_bytes: int) -> tuple[int, int]:
+    """Peaks of the forward and of the backward pass."""
+    hidden = torch.randn(1, ROWS, WIDTH).to(DTYPE[arithmetic]).requires_grad_()
+    weight = torch.randn(VOCABULARY, WIDTH).to(DTYPE[arithmetic]).requires_grad_()
+    targets, weights = torch.zeros(1, ROWS, dtype=torch.long), torch.ones(1, ROWS)
+
+    def loss() -> LossSums:
+        return linear_cross_entropy_sums(hidden, weight, targets, weights, rule, chunk_bytes)
+
+    loss().objective_sum.backward()
+    hidden.grad = weight.grad = None
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as forward:
+        sums = loss()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as backward:
+        sums.objective_sum.backward()
+    return allocated(forward)[0], allocated(backward)[0]
+
+
+@pytest.mark.parametrize("arithmetic", ["fp32", "bf16"])
+@pytest.mark.parametrize("rows", [4, 64, ROWS])
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"logits_scaling": 2.0}, {"final_logit_softcapping": 5.0}],
+    ids=["plain", "scaled", "capped"],
+)
+def test_loss_holds_what_is_predicted_when_chunks_have_any_size(
+    fields: dict[str, float], rows: int, arithmetic: Arithmetic
+) -> None:
+    config = ModelConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_attention_heads=4, **fields)  # type: ignore[arg-type]
+    batch = MicroBatch(sequences=1, seq_len=ROWS, arithmetic=arithmetic, attention="sdpa")
+    chunk_bytes = 4 * VOCABULARY * rows
+    expected = loss_bytes(config, batch, chunk_bytes)
+    rule = LossRule(1 / config.logits_scaling, config.final_logit_softcapping)
+    forward, backward = measured(arithmetic, rule, chunk_bytes)
+    hidden = ROWS * WIDTH * DTYPE[arithmetic].itemsize  # was there before
+    assert expected.kept + expected.forward - hidden == pytest.approx(forward, rel=TOLERANCE)
+    assert expected.backward == pytest.approx(backward, rel=TOLERANCE)
+
+
+@pytest.mark.parametrize("positions", [1, 16, 17])
+def test_cache_holds_what_is_predicted_when_it_is_filled(positions: int) -> None:
+    config = ModelConfig(hidden_size=32, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2)
+    cache = KeyValueCache(3, block_tokens=16)
+    new = torch.zeros(5, positions, 2, 8, dtype=torch.bfloat16)
+    held = [tensor for layer in cache.layers for tensor in layer.append(new, new)]
+    expected = kv_cache_bytes(config, sequences=5, positions=positions, element_bytes=2, block_tokens=16)
+    assert sum(tensor.untyped_storage().nbytes() for tensor in held) == expected
