@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
 from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
-from llm.attention import resolve_attention
+from llm.attention import AttentionNeeds, resolve_attention
 from llm.config import ModelConfig
 
 
@@ -42,7 +44,14 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
     if zero_stage is not None:
         check_zero(config.zero, device=topology.device, workers=topology.world_size)
         check_zero_precision(config.zero, precision)
-    attention, why_attention = resolve_attention(config.model.attention)
+    needs = AttentionNeeds(
+        device_type=topology.device.split(":")[0],
+        head_size=config.model.head_size,
+        training=True,
+        documents=config.data.document_mask,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
+    )
+    attention, why_attention = resolve_attention(config.model.attention, needs)
     layout = Layout(
         world_size=topology.world_size,
         zero_stage=zero_stage,

@@ -48,8 +48,10 @@ class ModelConfig:
     """RMS-normalise queries and keys per head before the rotation."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights; residual outputs are divided by sqrt(2 * layers)."""
-    attention: Literal["auto", "eager", "sdpa"] = "auto"
-    """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `auto` resolves once."""
+    attention: Literal["auto", "eager", "sdpa", "varlen", "flex", "flash3", "flash4"] = "auto"
+    """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `varlen` those whose work
+    shrinks with documents and windows, `flex` kernels compiled for the model (GPU), `flash3` and `flash4` newer
+    FlashAttention from its own package (GPU); `auto` resolves once."""
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"):

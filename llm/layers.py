@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.attention import Attend, AttentionMask
+from llm.attention import Attend, AttentionMask, ScoreRule
 from llm.config import ModelConfig
 from llm.kv_cache import LayerCache
 
@@ -115,7 +115,8 @@ class Attention(nn.Module):
         q_BTHK, k_BTGK = rotate(q_BTHK, rotary), rotate(k_BTGK, rotary)
         if cache is not None:
             k_BTGK, v_BTGK = cache.append(k_BTGK, v_BTGK)
-        mixed_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, mask)
+        rule = ScoreRule(scale=self.head_size**-0.5, softcap=None, dropout=0.0)
+        mixed_BTHK = self.attend(q_BTHK, k_BTGK, v_BTGK, mask, rule)
         projected_BTD: Tensor = self.o_proj(mixed_BTHK.flatten(2))
         return projected_BTD
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from llm.accounting import vocabulary_size
 from llm.activation_checkpointing import ActivationCheckpointing, run_layer
-from llm.attention import Attend, attention_backend, causal_mask, document_mask
+from llm.attention import Backend, Visibility, attention_backend
 from llm.config import ModelConfig
 from llm.errors import ModelInputError
 from llm.kv_cache import KeyValueCache
@@ -23,13 +23,14 @@ class Decoder(nn.Module):
     """Embedding, blocks and final norm: tokens in, hidden states out. Heads of every task stand on this."""
 
     def __init__(
-        self, config: ModelConfig, attend: Attend, activation_checkpointing: ActivationCheckpointing = "off"
+        self, config: ModelConfig, attention: Backend, activation_checkpointing: ActivationCheckpointing = "off"
     ) -> None:
         super().__init__()
         self.config = config
+        self.attention = attention
         self.activation_checkpointing = activation_checkpointing
         self.embed_tokens = Embedding(vocabulary_size(config), config.hidden_size)
-        self.layers = nn.ModuleList(Block(config, attend) for _ in range(config.num_hidden_layers))
+        self.layers = nn.ModuleList(Block(config, attention.attend) for _ in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
@@ -55,10 +56,9 @@ class Decoder(nn.Module):
             )
         start, length = (0 if cache is None else cache.length), tokens_BT.shape[1]
         x_BTD: Tensor = self.embed_tokens(tokens_BT)
-        if document_ids_BT is not None:
-            mask = document_mask(document_ids_BT, x_BTD.dtype)
-        else:
-            mask = causal_mask(length, start + length, x_BTD.dtype, x_BTD.device)
+        mask = self.attention.prepare(
+            Visibility(length, start + length, document_ids_BT, None, x_BTD.dtype, x_BTD.device)
+        )
         rotary = rotary_tables(start, length, self.config.head_size, self.config.rope_theta, x_BTD.device)
         for index, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache.layers[index]
