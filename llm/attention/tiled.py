@@ -61,10 +61,8 @@ class _Tiled(torch.autograd.Function):
         saved = ctx.saved_tensors  # read once: under activation checkpointing a second time fails
         whole, rest = saved[:4], saved[4:]
         copies, sums = rest[: ctx.copies], iter(rest[ctx.copies :])
-        # Only bands share keys, whose gradients are then summed: in fp32, as within one call.
-        shared = tiles.band is not None
-        dtype = torch.float32 if shared else grad_BTHK.dtype
-        grads = [torch.zeros(x.shape, dtype=dtype) if shared else x.new_empty(x.shape) for x in whole[:3]]
+        shared = tiles.band is not None  # only bands share keys, whose gradients are then summed
+        grads = [torch.zeros(x.shape, dtype=x.dtype) if shared else x.new_empty(x.shape) for x in whole[:3]]
         for at, keys_at, bias in _tile_places(tiles, grad_BTHK.dtype):
             q, k, v, mixed = (x[place] for x, place in zip(whole, (at, keys_at, keys_at, at), strict=True))
             of_tile = _backward(grad_BTHK[at], q, k, v, mixed, next(sums), bias, ctx.scale)
@@ -73,8 +71,8 @@ class _Tiled(torch.autograd.Function):
         if len(tiles.groups):
             of_copies = _copies_backward(grad_BTHK.flatten(0, 1)[tiles.target], copies, sums, tiles, ctx.scale)
             for grad, copied in zip(grads, of_copies, strict=True):
-                grad.flatten(0, 1)[tiles.target] = copied[tiles.kept].to(dtype)
-        return (*(grad.to(grad_BTHK.dtype) for grad in grads), None, None)
+                grad.flatten(0, 1)[tiles.target] = copied[tiles.kept]
+        return (*grads, None, None)
 
 
 def _copies_backward(

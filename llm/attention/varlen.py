@@ -22,12 +22,17 @@ from llm.attention.precision import of_one_dtype
 from llm.attention.support import refuse_dtype, refuse_rule
 from llm.attention.tiled import attend_tiles
 
+SHORT_ROW_TOKENS = 256
+"""Rows up to this length get the bias of `sdpa` on the CPU: one call over the whole square costs no more there than
+the plain triangle, and rectangles would save little. See tests/bench/attention.py."""
+
 
 def prepare(visibility: Visibility) -> AttentionMask:
-    """Rectangles or beginnings. A document that comes back in its row is neither, and gets the bias of `sdpa`."""
+    """Rectangles or beginnings. A document that comes back in its row has neither, and gets the bias of `sdpa`."""
     window = visibility.window
     if visibility.device.type == "cpu":
-        return _prepare_on_cpu(visibility)
+        short = visibility.key_length <= SHORT_ROW_TOKENS
+        return additive_mask(visibility) if short else prepare_tiles(visibility)
     if visibility.document_ids_BS is None:
         return AttentionMask(is_causal=True, window=window)
     packed = pack_documents(visibility.document_ids_BS, visibility.query_length)
@@ -47,7 +52,8 @@ def attend(name: str, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: Atte
     return attend_tiles(q, k, v, mask.tiles, rule.scale).to(q_BTHK.dtype)
 
 
-def _prepare_on_cpu(visibility: Visibility) -> AttentionMask:
+def prepare_tiles(visibility: Visibility) -> AttentionMask:
+    """Rectangles where the past is hidden, however short the rows."""
     ids_BS = visibility.document_ids_BS
     if ids_BS is not None and not (ids_BS[:, 1:] != ids_BS[:, :-1]).any():
         visibility = visibility._replace(document_ids_BS=None)

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from llm.attention import Backend, ScoreRule, Visibility, attention_backend
 from llm.attention.flex import attend_with
+from llm.attention.varlen import prepare_tiles
 
 CPU = torch.device("cpu")
 B, K = 2, 8
@@ -39,6 +40,7 @@ def dense_flex(
 BACKENDS = {
     "sdpa": attention_backend("sdpa"),
     "varlen": attention_backend("varlen"),
+    "tiles": attention_backend("varlen")._replace(prepare=prepare_tiles),
     "flex": attention_backend("flex")._replace(attend=partial(attend_with, dense_flex)),
 }
 
@@ -126,14 +128,14 @@ def test_flex_equals_eager_when_scores_are_capped(kind: str) -> None:
     T=st.integers(2, 200),
     window=st.none() | st.integers(1, 220),
 )
-def test_varlen_equals_eager_when_documents_have_any_lengths(lengths: list[int], T: int, window: int | None) -> None:
+def test_tiles_equal_eager_when_documents_have_any_lengths(lengths: list[int], T: int, window: int | None) -> None:
     ids = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     ids_BT = torch.cat([ids, torch.full((B * T,), len(lengths))])[: B * T].reshape(B, T)
     visibility = Visibility(T, T, ids_BT.int(), window, torch.float32, CPU)
-    assert_agreement("varlen", visibility, random_heads(T, T, 2, 1, torch.float32))
+    assert_agreement("tiles", visibility, random_heads(T, T, 2, 1, torch.float32))
 
 
-@pytest.mark.parametrize("name", ["sdpa", "varlen"])
+@pytest.mark.parametrize("name", ["sdpa", "tiles"])
 def test_result_keeps_the_dtype_of_the_queries_when_autocast_narrows_them(name: str) -> None:
     backend = BACKENDS[name]
     ids_BT = document_ids("documents", 33)
@@ -171,13 +173,12 @@ def test_masks_pass_what_deepspeed_does_to_inputs_when_hooks_walk_over_them(name
     def warn(value: object) -> str:
         raise AssertionError(f"DeepSpeed would warn of {type(value)}")
 
-    backend = attention_backend(name)
+    backend = BACKENDS.get(name) or attention_backend(name)
     T = 16 if kind == "padding" else 129
     visibility = Visibility(T, 129, document_ids(kind, 129), 30 if "window" in kind else None, torch.float32, CPU)
     mask = backend.prepare(visibility)
     walked = apply_to_tensors_only(Tensor.clone, mask, warning_msg_fn=warn)
     heads = random_heads(T, 129, 4, 2, torch.float32)
-    attend = BACKENDS.get(name, backend).attend
     rule = ScoreRule(0.3, None, 0.0)
     assert type(walked) is type(mask)
-    assert torch.equal(attend(*heads, mask, rule), attend(*heads, walked, rule))
+    assert torch.equal(backend.attend(*heads, mask, rule), backend.attend(*heads, walked, rule))

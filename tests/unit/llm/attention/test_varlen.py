@@ -12,7 +12,7 @@ from torch.nn.attention import varlen as torch_varlen
 
 from llm.attention import AttentionMask, ScoreRule, Visibility, attention_backend
 from llm.attention.packing import pack_documents
-from llm.attention.varlen import attend_packed
+from llm.attention.varlen import SHORT_ROW_TOKENS, attend_packed
 from llm.errors import AttentionBackendError
 
 CPU = torch.device("cpu")
@@ -76,17 +76,24 @@ def test_queries_are_refused_when_the_kernel_for_gpus_cannot_read_them() -> None
 
 
 def test_rows_are_one_plain_call_when_each_is_one_document() -> None:
-    ids_BT = torch.tensor([[0] * 9, [4] * 9])
-    mask = attention_backend("varlen").prepare(Visibility(9, 9, ids_BT, None, torch.float32, CPU))
+    ids_BT = torch.tensor([[0] * 300, [4] * 300])
+    mask = attention_backend("varlen").prepare(Visibility(300, 300, ids_BT, None, torch.float32, CPU))
     assert mask == AttentionMask(is_causal=True)
+
+
+def test_rows_get_the_bias_of_sdpa_when_short_and_rectangles_when_long() -> None:
+    for length, tiled in ((SHORT_ROW_TOKENS, False), (SHORT_ROW_TOKENS + 1, True)):
+        ids_BT = (torch.arange(length) // 100)[None]
+        mask = attention_backend("varlen").prepare(Visibility(length, length, ids_BT, None, torch.float32, CPU))
+        assert (mask.tiles is not None, mask.bias is None) == (tiled, tiled)
 
 
 @pytest.mark.parametrize("name", ["sdpa", "varlen"])
 def test_keys_are_not_copied_out_when_grouped(name: str) -> None:
     backend = attention_backend(name)
-    q, k, v = (torch.randn(2, 130, heads, 8).requires_grad_() for heads in (8, 1, 1))
-    ids_BT = (torch.arange(130) // 65).repeat(2, 1)
-    mask = backend.prepare(Visibility(130, 130, ids_BT, None, torch.float32, CPU))
+    q, k, v = (torch.randn(2, 300, heads, 8).requires_grad_() for heads in (8, 1, 1))
+    ids_BT = (torch.arange(300) // 70).repeat(2, 1)
+    mask = backend.prepare(Visibility(300, 300, ids_BT, None, torch.float32, CPU))
     with torch.profiler.profile(record_shapes=True) as profile:
         backend.attend(q, k, v, mask, RULE).sum().backward()
     kernels = [event for event in profile.events() if "flash_attention" in event.name]
