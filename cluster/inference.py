@@ -33,7 +33,7 @@ from data_pipeline.sequences import ValidationSequences
 from data_pipeline.tokenizer import Tokenizer
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
-from llm.errors import ModelError
+from llm.errors import AttentionBackendError, ModelError
 from llm.transformer import Transformer, attention_needs
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     assert info.manifest is not None
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
-    model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size))
+    model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size), device)
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),
@@ -86,25 +86,35 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     )
 
 
-def read_model(info: CheckpointInfo, config: ModelConfig) -> Transformer:
+def read_model(info: CheckpointInfo, config: ModelConfig, device: str = "cpu") -> Transformer:
     """The model of a checkpoint, in fp32 on the CPU.
 
     Args:
         info: The checkpoint, its files verified.
         config: The model, with the tokenizer's size put in.
+        device: Where it will compute.
 
     Raises:
         CheckpointError: The checkpoint is of another model, or cannot be read.
     """
     assert info.manifest is not None
-    needs = attention_needs(config, "cpu", documents=True, training=False)
-    attention, _ = resolve_attention(config.attention, needs)
-    model = Transformer(config, attention)
+    model = Transformer(config, _attention(config, device))
     reader = CheckpointReader(info.directory, info.manifest)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.whole(name))
     return model
+
+
+def _attention(config: ModelConfig, device: str) -> str:
+    """The run's own backend, or `auto` where this device cannot have it: it binds no one how a model was trained."""
+    needs = attention_needs(config, device, documents=True, training=False)
+    try:
+        return resolve_attention(config.attention, needs).name
+    except AttentionBackendError as error:
+        attention, why = resolve_attention("auto", needs)
+        logger.warning("%s Attention here is %s: %s", error, attention, why)
+        return attention
 
 
 def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]:

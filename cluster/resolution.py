@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
+
 from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
@@ -45,7 +47,11 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
         check_zero(config.zero, device=topology.device, workers=topology.world_size)
         check_zero_precision(config.zero, precision)
     needs = attention_needs(
-        config.model, topology.device.split(":")[0], documents=config.data.document_mask, training=True
+        config.model,
+        topology.device,
+        documents=config.data.document_mask,
+        training=True,
+        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     attention, why_attention = resolve_attention(config.model.attention, needs)
     layout = Layout(

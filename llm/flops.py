@@ -205,7 +205,7 @@ def _visible_pairs(config: ModelConfig, layer: int, seq_len: int) -> int:
 
 
 def _recomputed(config: ModelConfig, forward: PassFlops, mode: ActivationCheckpointing) -> PassFlops:
-    if mode in ("off", "selective"):  # products are what selective checkpointing keeps
+    if mode == "off" or mode == "selective":  # products are what selective checkpointing keeps
         return PassFlops()
     if mode == "full":
         # torch stops as soon as it has all that was kept, which is before the last product, unless something after

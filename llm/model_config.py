@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
-AttentionName = Literal["auto", "eager", "sdpa", "flex", "varlen"]
+AttentionName = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash3", "flash4"]
 LayerType = Literal["full_attention", "sliding_attention"]
 RopeType = Literal["linear", "llama3", "yarn"]
 
@@ -195,8 +195,9 @@ class ModelConfig:
     depth_scaled_initialization: bool = True
     """Divide the initial weights that write to the residual stream by sqrt(2 * layers), as in GPT-2."""
     attention: AttentionName = "auto"
-    """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `flex` torch's compiled
-    masks, `varlen` packed documents; `auto` resolves once."""
+    """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `varlen` those whose work
+    shrinks with documents and windows, `flex` kernels compiled for the model (GPU), `flash3` and `flash4` newer
+    FlashAttention from its own package (GPU); `auto` resolves once."""
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -122,23 +122,27 @@ def _held(cache: KeyValueCache, layer: int, visible: Visibility) -> Visibility:
     return visible._replace(key_length=keys, document_ids_BS=None if documents_BS is None else documents_BS[:, -keys:])
 
 
-def attention_needs(config: ModelConfig, device: str, *, documents: bool, training: bool) -> AttentionNeeds:
+def attention_needs(
+    config: ModelConfig, device: str, *, documents: bool, training: bool, dtype: torch.dtype = torch.float32
+) -> AttentionNeeds:
     """What the attention of a model asks of a backend.
 
     Args:
         config: Shape of the model.
-        device: Type of the device, `cpu` or `cuda`.
+        device: As torch names it, `cpu` or `cuda:0`.
         documents: Whether documents are kept apart.
         training: Whether gradients are wanted.
+        dtype: Of the products.
     """
     return AttentionNeeds(
-        device=device,
+        device_type=device.split(":")[0],
         softcap=config.attn_logit_softcapping is not None,
         window=config.sliding_window is not None,
         documents=documents,
         dropout=training and config.attention_dropout > 0,
         head_size=config.head_size,
         training=training,
+        dtype=dtype,
     )
 
 
