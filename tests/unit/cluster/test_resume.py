@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -80,8 +80,9 @@ def test_longer_or_shorter_run_is_allowed_when_still_on_the_plateau(step: int, m
             check_resume(config_as_dict(BASE), after, step=step, run="run")
 
 
-def test_longer_run_is_refused_when_the_schedule_is_cosine() -> None:
-    base = replace(BASE, schedule=ScheduleConfig(name="cosine", warmup_steps=10))
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_longer_run_is_refused_when_the_schedule_falls_from_its_warmup_on(name: Literal["cosine", "linear"]) -> None:
+    base = replace(BASE, schedule=ScheduleConfig(name=name, warmup_steps=10))
     with pytest.raises(RunRefusedError, match=r"train\.max_steps"):
         check_resume(config_as_dict(base), changed("train.max_steps", 500, base), step=20, run="run")
 
