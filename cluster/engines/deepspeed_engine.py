@@ -199,12 +199,15 @@ def deepspeed_settings(
 def _built(
     build_model: Callable[[], Transformer], settings: dict[str, Any], stage: int, precision: Precision
 ) -> Transformer:
-    """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole."""
-    dtype = torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32
+    """An empty model: stage 3 partitions it while it is built, so that no rank ever holds it whole.
+
+    zero.Init must take the precision from the settings: its own `dtype` it drops for bf16 where the device has no fp16
+    arithmetic, as most CPUs have none.
+    """
     if stage == 3:
-        with deepspeed.zero.Init(config_dict_or_path=settings, dtype=dtype):
+        with deepspeed.zero.Init(config_dict_or_path=settings):
             return build_model()
-    return build_model().to(dtype)
+    return build_model().to(torch.bfloat16 if precision == "bf16" and stage > 0 else torch.float32)
 
 
 def _join_process_group(topology: Topology) -> None:

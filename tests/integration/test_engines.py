@@ -17,11 +17,13 @@ from engine_matrix import (
     Case,
     Curve,
     Precision,
+    build,
     curves,
 )
 from gloo import run_ranks
 from load_matrix import LOADED, MUON, SGD, check_all, load_all, with_optimizer
 
+from cluster.config import ZeroConfig
 from cluster.topology import Topology
 from llm.config import OptimizerConfig
 
@@ -86,6 +88,19 @@ def test_losses_and_gradients_equal_plain_torch_when_an_option_is_set(case: Case
 @pytest.mark.parametrize("case", FEW_OPTIMIZERS, ids=str)
 def test_losses_and_gradients_equal_plain_torch_when_the_optimizer_is_another(case: Case, saved: Path) -> None:
     assert_equal(curves_on(SAVED_ON, saved)[str(case)], case)
+
+
+def dtypes_without_fp16(topology: Topology, cases: list[Case]) -> list[set[str]]:
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: False
+    modules = [build(case, topology)._engine.module for case in cases]  # type: ignore[attr-defined]
+    return [{str(parameter.ds_tensor.dtype) for parameter in module.parameters()} for module in modules]
+
+
+def test_stage_3_keeps_its_precision_when_the_device_has_no_fp16() -> None:
+    cases = [Case(zero=ZeroConfig(stage=3), precision=precision) for precision in ("fp32", "bf16")]
+    assert run_ranks(dtypes_without_fp16, 1, cases)[0] == [{"torch.float32"}, {"torch.bfloat16"}]
 
 
 @pytest.mark.slow
