@@ -24,7 +24,7 @@ from cluster.healer import Healer
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status
 from cluster.record.writer import RecordWriter
-from cluster.resolution import resolve_layout, resolve_model
+from cluster.resolution import open_plan, resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
 from cluster.storage.operations import storage_path
 from cluster.storage.retry import retried
@@ -32,8 +32,6 @@ from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, Rhythm, train
-from data_pipeline.dataset import Dataset
-from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences
 from llm.schedule import learning_rate
 
@@ -85,10 +83,8 @@ class Workshop:
         self.collectives = Collectives()
 
         self.phase("opening the data")
-        datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-        batch_size = config.train.global_batch_size
-        self.plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=batch_size)
-        self.model = resolve_model(config.model, datasets[0].vocab_size)
+        self.plan = open_plan(config)
+        self.model = resolve_model(config.model, self.plan.datasets[0].vocab_size)
         self.layout, self.resolved = resolve_layout(config, topology, surroundings.zero_stage)
 
         self.phase("building the model")

@@ -12,6 +12,7 @@ from cluster.errors import StorageError
 from cluster.evaluation.config import EvaluationConfig
 from cluster.faults.config import FaultsConfig, HealingConfig
 from cluster.storage.object_path import ObjectPath
+from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
 
@@ -38,7 +39,10 @@ class TrainConfig:
     max_steps: int = 400
     """Optimizer steps."""
     global_batch_size: int = 32
-    """Sequences in one optimizer step, over all workers."""
+    """Sequences in one optimizer step, over all workers; after the warm-up, where there is one."""
+    batch_size_warmup: tuple[BatchSizeStage, ...] = ()
+    """Smaller batches of the first steps, in growing stages {until_step, global_batch_size}: they learn as much from
+    fewer tokens (arXiv:1812.06162). The learning rate stays that of the step."""
     micro_batch_size: int = 8
     """Sequences that one worker holds at a time; changes memory and speed, never the result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -54,6 +58,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
             require_at_least_one(name, getattr(self, name))
+        BatchSizes(self.global_batch_size, self.batch_size_warmup)
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences of every optimizer step."""
+        return BatchSizes(self.global_batch_size, self.batch_size_warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,11 +262,14 @@ class RunConfig:
                 ObjectPath(self.storage)
             except StorageError as error:
                 raise ValueError(str(error)) from error
-        if self.resources.max_workers > self.train.global_batch_size:
+        smallest = self.train.batch_sizes.smallest
+        if self.resources.max_workers > smallest:
+            batch = (
+                "the smallest of train.batch_size_warmup" if self.train.batch_size_warmup else "train.global_batch_size"
+            )
             raise ValueError(
-                f"resources.workers is {self.resources.max_workers} and train.global_batch_size "
-                f"{self.train.global_batch_size}: a worker without a sequence would idle. "
-                "Lower the workers or raise the batch."
+                f"resources.workers is {self.resources.max_workers} and {batch} {smallest}: a worker without a "
+                "sequence would idle. Lower the workers or raise the batch."
             )
         every_steps = self.evaluation.every_steps
         if self.evaluation.beside_training and every_steps is not None and every_steps % self.checkpoint.every_steps:

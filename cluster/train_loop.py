@@ -57,14 +57,15 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step, as it is logged. Speed covers the steps since the last report, without waits, evaluation and saving."""
+    """One step, as it is logged, and what went into the steps since the last report."""
 
     step: int
     loss: float
     gradient_norm: float | None
     """None where the update was left out."""
     learning_rate: float
-    steps_per_second: float
+    steps: int
+    """Made since the last report."""
     spent: Spent
 
 
@@ -130,6 +131,7 @@ def train(
         )
         scale = torch.tensor(1.0 / max(target_weight, 1.0), dtype=torch.float32, device=device)
 
+        engine.begin_step(len(batch.micro_batches))
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         for micro_batch in batch.micro_batches:
             loss_sum += engine.accumulate(micro_batch, scale).loss_sum
@@ -163,7 +165,7 @@ def train(
                     loss=loss,
                     gradient_norm=gradient_norm,
                     learning_rate=rate,
-                    steps_per_second=steps / spent.training,
+                    steps=steps,
                     spent=spent,
                 )
             )

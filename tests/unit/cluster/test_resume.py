@@ -10,6 +10,7 @@ from cluster.config import RunConfig
 from cluster.errors import RunRefusedError
 from cluster.resume import changes, check_plan, check_resume
 from cluster.run_directory import config_as_dict
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ScheduleConfig
 
@@ -60,6 +61,7 @@ def test_resume_logs_a_change_when_the_law_allows_it(key: str, value: Any) -> No
         ("seed", 1),
         ("model.hidden_size", 128),
         ("train.global_batch_size", 16),
+        ("train.batch_size_warmup", (BatchSizeStage(until_step=200, global_batch_size=8),)),
         ("optimizer.learning_rate", 0.5),
         ("optimizer.betas", (0.9, 0.99)),
         ("schedule.warmup_steps", 11),
@@ -110,7 +112,16 @@ def without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "key", ["model.qk_norm", "optimizer.betas", "schedule.name", "train.max_steps", "optimizer", "task"]
+    "key",
+    [
+        "model.qk_norm",
+        "optimizer.betas",
+        "schedule.name",
+        "train.max_steps",
+        "train.batch_size_warmup",
+        "optimizer",
+        "task",
+    ],
 )
 def test_resume_takes_the_default_when_an_older_version_did_not_know_the_key(key: str) -> None:
     base = replace(BASE, schedule=ScheduleConfig(warmup_steps=10))
