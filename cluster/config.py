@@ -15,6 +15,7 @@ from cluster.storage.object_path import ObjectPath
 from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from llm.scaling import LARGEST_DEPTH
 
 _STAGES_OF_OPTION = {
     "offload_optimizer": (1, 2, 3),
@@ -226,6 +227,9 @@ class RunConfig:
     """Directory that all nodes see, or a place in an object store: s3://bucket/runs, gs://..., az://..."""
     seed: int = 1234
     """Key of the initial weights and of the sample order."""
+    depth: int | None = None
+    """One dial for the size: the number of decoder layers, from which published rules derive what is not stated of
+    width, heads, feed-forward, learning rate, batch size and steps; `config show` shows the outcome. Null: none."""
     data: DataConfig
     """Training data and its order."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -257,6 +261,8 @@ class RunConfig:
                 f"name is {self.name!r}: it becomes a directory, so it takes letters, digits, '.', '_' and '-', "
                 "begins with a letter or digit and has at most 128 of them."
             )
+        if self.depth is not None:
+            self._check_depth(self.depth)
         if "://" in self.storage:
             try:
                 ObjectPath(self.storage)
@@ -277,4 +283,18 @@ class RunConfig:
                 f"evaluation.every_steps is {every_steps} and checkpoint.every_steps {self.checkpoint.every_steps}: "
                 "evaluation.beside_training measures checkpoints, and some steps would have none. Make "
                 "evaluation.every_steps a multiple of checkpoint.every_steps, or turn evaluation.beside_training off."
+            )
+
+    def _check_depth(self, depth: int) -> None:
+        if not 1 <= depth <= LARGEST_DEPTH:
+            raise ValueError(
+                f"depth is {depth}: it is a number of decoder layers, from 1 to {LARGEST_DEPTH}, or null for none. "
+                "4 is a model for a laptop, 12 has the layers and the width of GPT-2 small."
+            )
+        layers = self.model.num_hidden_layers
+        if layers != depth:
+            raise ValueError(
+                f"depth is {depth} and model.num_hidden_layers {layers}: both are the number of layers, and stated "
+                "numbers are never changed by depth. Leave depth out, or leave out num_hidden_layers and whatever else "
+                "depth is to decide."
             )
