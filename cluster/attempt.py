@@ -239,7 +239,9 @@ class _Attempt:
     def _write_row(self, kind: str, step: int, fields: dict[str, Any]) -> None:
         if self._record is not None:
             row = self._record.write_metrics(kind, step, fields)
-            self._shop.post({"type": kind, "max_steps": self._config.train.max_steps, **row})
+            last = self._config.train.max_steps
+            max_tokens = self._plan.batch_sizes.through(last) * self._config.data.seq_len
+            self._shop.post({"type": kind, "max_steps": last, "max_tokens": max_tokens, **row})
 
     def _post_event(self, event: dict[str, Any]) -> None:
         self._shop.post({"type": "event", "attempt": self._attempt, **event})
