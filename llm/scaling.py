@@ -18,7 +18,7 @@ from llm.accounting import count_parameters
 from llm.config import ModelConfig
 
 LARGEST_DEPTH = 256
-"""Twice as deep as Llama 3 405B, and 300 times as many operations to train."""
+"""Twice the layers of Llama 3 405B (arXiv:2407.21783); 826 billion parameters at the derived width."""
 SHAPE_FIELDS = (
     "hidden_size",
     "num_hidden_layers",
@@ -32,9 +32,9 @@ _WIDTH_PER_LAYER = 64
 _HEAD_SIZE = 128
 _HIDDEN_MULTIPLE = 128
 _TOKENS_PER_PARAMETER = 20
-_HIGHEST_RATE = 2.0**-7
-"""The highest that the Step Law's runs tried. Below some 6 million parameters the law, never fitted there, asks for
-more."""
+_HIGHEST_RATE = 3e-3
+"""Below some 70 million parameters the law asks for more, and too much: after 150 steps of depth 2 the validation loss
+was 5.06 nats at a rate of 7.8e-3, 4.28 at 3e-3 and 4.61 at 1e-3."""
 
 
 def model_shape(depth: int, stated: Mapping[str, int | None]) -> dict[str, int | None]:
@@ -100,7 +100,7 @@ def batch_sequences(tokens: int, seq_len: int) -> int:
 
 
 def peak_learning_rate(parameters: int, tokens: int) -> float:
-    """AdamW's peak rate: the Step Law's 1.79 N^-0.713 D^0.307 (arXiv:2503.04715), at most 2^-7, to three digits.
+    """AdamW's peak rate: the Step Law's 1.79 N^-0.713 D^0.307 (arXiv:2503.04715), at most 0.003, to three digits.
 
     Args:
         parameters: N.
