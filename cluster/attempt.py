@@ -25,7 +25,7 @@ from cluster.healer import Healer
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
-from cluster.resolution import resolve_layout, resolve_model
+from cluster.resolution import open_plan, resolve_layout, resolve_model
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
 from cluster.storage.operations import storage_path
 from cluster.storage.retry import retried
@@ -33,8 +33,6 @@ from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, train
-from data_pipeline.dataset import Dataset
-from data_pipeline.plan import DataPlan
 from data_pipeline.sequences import TrainingSequences
 from llm.schedule import learning_rate
 
@@ -96,10 +94,8 @@ class Workshop:
         self.collectives = Collectives()
 
         self.phase("opening the data")
-        datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-        batch_size = config.train.global_batch_size
-        self.plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=batch_size)
-        self.model = resolve_model(config.model, datasets[0].vocab_size)
+        self.plan = open_plan(config)
+        self.model = resolve_model(config.model, self.plan.datasets[0].vocab_size)
         self.layout, self.resolved = resolve_layout(config, topology, surroundings.zero_stage)
 
         self.phase("building the model")
@@ -265,7 +261,9 @@ class _Attempt:
     def _write_row(self, kind: str, step: int, fields: dict[str, Any]) -> None:
         if self._record is not None:
             row = self._record.write_metrics(kind, step, fields)
-            self._shop.post({"type": kind, "max_steps": self._config.train.max_steps, **row})
+            last = self._config.train.max_steps
+            max_tokens = self._plan.batch_sizes.through(last) * self._config.data.seq_len
+            self._shop.post({"type": kind, "max_steps": last, "max_tokens": max_tokens, **row})
 
     def _post_event(self, event: dict[str, Any]) -> None:
         self._shop.post({"type": "event", "attempt": self._attempt, **event})

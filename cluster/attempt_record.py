@@ -34,8 +34,9 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
     out; these are in `time/`, in seconds since the line before. MFU is
     (6 N + 12 L d T) * tokens/s over the peak of all GPUs together; null where a peak is not known.
     """
-    tokens_per_step = config.train.global_batch_size * config.data.seq_len
-    tokens_per_second = report.steps_per_second * tokens_per_step
+    sizes, seq_len = config.train.batch_sizes, config.data.seq_len
+    sequences = sizes.through(report.step) - sizes.through(report.step - report.steps)
+    tokens_per_second = sequences * seq_len / report.spent.training
     peak = peak_flops(device_name(topology.device)) if topology.device.startswith("cuda") else None
     return {
         "train/loss": report.loss,
@@ -43,11 +44,11 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
         "train/grad_norm": report.gradient_norm,
         "train/learning_rate": report.learning_rate,
         **_term_fields(report.terms, model),
-        "train/tokens": report.step * tokens_per_step,
+        "train/tokens": sizes.through(report.step) * seq_len,
         "speed/tokens_per_second": tokens_per_second,
         "speed/mfu": model_flops_utilization(
             tokens_per_second,
-            flops_per_token(model, config.data.seq_len).full,
+            flops_per_token(model, seq_len).full,
             None if peak is None else peak * topology.world_size,
         ),
         "memory/peak_bytes": peak_memory_bytes(topology.device),

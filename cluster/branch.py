@@ -16,12 +16,12 @@ from cluster.checkpoint import CheckpointInfo, Manifest, find_checkpoint
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.config import RunConfig
 from cluster.errors import CheckpointError, RunNotFoundError, RunRefusedError
-from cluster.resolution import resolve_model
+from cluster.resolution import open_plan, resolve_model
 from cluster.resume import Change, changes, completed
 from cluster.run_directory import RUN_NAME, RunDirectory, config_as_dict
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, list_names, storage_path
-from data_pipeline.dataset import Dataset
+from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
 from llm.config import ModelConfig, ScheduleConfig
@@ -48,11 +48,11 @@ CLAIM_NAME = "branching.json"
 LEASE_NAME = "lease"
 """Where `cluster.lease` keeps its files: what lies there says nothing of a run."""
 _MODEL_MAY_CHANGE = ("attention",)
-_COUNTED = "tokens so far and the place in the data are counted as steps times one size of a step"
+_BATCH_SIZES = ("global_batch_size", "batch_size_warmup")
+"""Fields of `train`, and of a data plan, that say how many sequences each step takes."""
 _REFUSED = {
     "task": "the heads of another task would have no weights",
-    "train.global_batch_size": _COUNTED,
-    "data.seq_len": _COUNTED,
+    "data.seq_len": "tokens so far and the place in the data are counted in sequences of one length",
     "data.begins_after_step": "branch sets it itself, where the data changes",
 }
 
@@ -125,25 +125,28 @@ def plan_branch(parent: StoragePath, step: int, config: RunConfig) -> Branch:
     manifest = info.manifest
     before = completed(manifest.run["config"])
     found = _named(changes(before, config_as_dict(config)), config)
-    _refuse(found, step)
+    sizes_before = _batch_sizes(before)
+    _refuse(found, step, kept=sizes_before.stages_through(step), asked=config.train.batch_sizes.stages_through(step))
     if config.train.max_steps <= step:
         raise RunRefusedError(
             f"train.max_steps is {config.train.max_steps}, and the branch begins after step {step}: nothing would be "
             f"left to train. Give a later last step, as in train.max_steps={2 * step}, or branch from an earlier step."
         )
-    plan = _open_plan(config)
+    plan = open_plan(config)
     _check_tokenizer_and_model(before, manifest, config, plan, parent)
     data_changes = _data_changes(before, manifest, config, plan)
     inherited, known = SkipLedger.from_json(manifest.run["skip_ledger"]), before["healing"]["skip_sequences"]
     if data_changes:
         config = _with_new_data(config, known, step)
-        plan = _open_plan(config)
+        plan = open_plan(config)
         inherited, known = SkipLedger(), []
     added = [item for item in config.healing.skip_sequences if list(item) not in known]
     skips = _with_skips(inherited, added, position=plan.position_after(step, inherited))
     plan.check_steps(config.train.max_steps, skips)
-    unchanged = not data_changes and np.array_equal(
-        plan.batch_indices(step + 1, inherited), plan.batch_indices(step + 1, skips)
+    unchanged = (
+        not data_changes
+        and plan.batch_sizes.at(step + 1) == sizes_before.at(step + 1)
+        and np.array_equal(plan.batch_indices(step + 1, inherited), plan.batch_indices(step + 1, skips))
     )
     return Branch(
         config=config,
@@ -184,9 +187,11 @@ def _names_in(directory: ObjectPath) -> list[str]:
         return []
 
 
-def _open_plan(config: RunConfig) -> DataPlan:
-    datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-    return DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
+def _batch_sizes(document: Mapping[str, Any]) -> BatchSizes:
+    """Those of a complete configuration as plain values."""
+    train = document["train"]
+    stages = (BatchSizeStage(**stage) for stage in train["batch_size_warmup"])
+    return BatchSizes(train["global_batch_size"], tuple(stages))
 
 
 def _named(found: list[Change], config: RunConfig) -> list[Change]:
@@ -201,8 +206,22 @@ def _has(document: Any, keys: list[str]) -> bool:
     return isinstance(document, Mapping) and keys[0] in document and _has(document[keys[0]], keys[1:])
 
 
-def _refuse(found: list[Change], step: int) -> None:
+def _refuse(
+    found: list[Change], step: int, *, kept: tuple[BatchSizeStage, ...], asked: tuple[BatchSizeStage, ...]
+) -> None:
+    """Refuse what the state cannot serve; the sizes of later batches are the branch's own affair."""
     refused = [f"{change}: {reason}" for change in found if (reason := _why_refused(change)) is not None]
+    if kept != asked:
+        stages = ", ".join(
+            f"{{until_step: {each.until_step}, global_batch_size: {each.global_batch_size}}}" for each in kept
+        )
+        reason = (
+            f"tokens so far and the place in the data are counted from the sizes of the {step} steps made. A branch "
+            f"keeps these and changes later ones, as in 'train.batch_size_warmup=[{stages}]' with a larger "
+            "train.global_batch_size"
+        )
+        sizes = [change for change in found if change.key in (f"train.{name}" for name in _BATCH_SIZES)]
+        refused += [f"{change}: {reason}" for change in sizes]
     if refused:
         listing = "\n  ".join(refused)
         raise RunRefusedError(
@@ -244,8 +263,15 @@ def _check_tokenizer_and_model(
 def _data_changes(
     before: Mapping[str, Any], manifest: Manifest, config: RunConfig, plan: DataPlan
 ) -> tuple[Change, ...]:
-    """How the child's data plan differs from its parent's; a dataset that only moved makes no difference."""
-    found = changes(manifest.run["data_plan"], plan.describe(), "data plan ")
+    """How the child's order of sequences differs from its parent's; a dataset that only moved makes no difference.
+
+    Nor do other sizes of later batches: they cut the same order into other steps.
+    """
+    found = [
+        change
+        for change in changes(manifest.run["data_plan"], plan.describe(), "data plan ")
+        if change.key.removeprefix("data plan ") not in _BATCH_SIZES
+    ]
     if before["seed"] != config.seed:
         found.append(Change("seed", before["seed"], config.seed))
     return tuple(found)

@@ -12,8 +12,10 @@ from cluster.errors import StorageError
 from cluster.evaluation.config import EvaluationConfig
 from cluster.faults.config import FaultsConfig, HealingConfig
 from cluster.storage.object_path import ObjectPath
+from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
+from llm.scaling import LARGEST_DEPTH
 
 _STAGES_OF_OPTION = {
     "offload_optimizer": (1, 2, 3),
@@ -38,7 +40,10 @@ class TrainConfig:
     max_steps: int = 400
     """Optimizer steps."""
     global_batch_size: int = 32
-    """Sequences in one optimizer step, over all workers."""
+    """Sequences in one optimizer step, over all workers; after the warm-up, where there is one."""
+    batch_size_warmup: tuple[BatchSizeStage, ...] = ()
+    """Smaller batches of the first steps, in growing stages {until_step, global_batch_size}: they learn as much from
+    fewer tokens (arXiv:1812.06162). The learning rate stays that of the step."""
     micro_batch_size: int = 8
     """Sequences that one worker holds at a time; changes memory and speed, never the result."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -69,6 +74,12 @@ class TrainConfig:
                 "compile is on and activation_checkpointing selective: inside a compiled layer the compiler decides "
                 "what is computed again. Set activation_checkpointing to off or full."
             )
+        BatchSizes(self.global_batch_size, self.batch_size_warmup)
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """Sequences of every optimizer step."""
+        return BatchSizes(self.global_batch_size, self.batch_size_warmup)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +242,9 @@ class RunConfig:
     """Directory that all nodes see, or a place in an object store: s3://bucket/runs, gs://..., az://..."""
     seed: int = 1234
     """Key of the initial weights and of the sample order."""
+    depth: int | None = None
+    """One dial for the size: the number of decoder layers, from which published rules derive what is not stated of
+    width, heads, feed-forward, learning rate, batch size and steps; `config show` shows the outcome. Null: none."""
     data: DataConfig
     """Training data and its order."""
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -262,16 +276,21 @@ class RunConfig:
                 f"name is {self.name!r}: it becomes a directory, so it takes letters, digits, '.', '_' and '-', "
                 "begins with a letter or digit and has at most 128 of them."
             )
+        if self.depth is not None:
+            self._check_depth(self.depth)
         if "://" in self.storage:
             try:
                 ObjectPath(self.storage)
             except StorageError as error:
                 raise ValueError(str(error)) from error
-        if self.resources.max_workers > self.train.global_batch_size:
+        smallest = self.train.batch_sizes.smallest
+        if self.resources.max_workers > smallest:
+            batch = (
+                "the smallest of train.batch_size_warmup" if self.train.batch_size_warmup else "train.global_batch_size"
+            )
             raise ValueError(
-                f"resources.workers is {self.resources.max_workers} and train.global_batch_size "
-                f"{self.train.global_batch_size}: a worker without a sequence would idle. "
-                "Lower the workers or raise the batch."
+                f"resources.workers is {self.resources.max_workers} and {batch} {smallest}: a worker without a "
+                "sequence would idle. Lower the workers or raise the batch."
             )
         every_steps = self.evaluation.every_steps
         if self.evaluation.beside_training and every_steps is not None and every_steps % self.checkpoint.every_steps:
@@ -279,4 +298,18 @@ class RunConfig:
                 f"evaluation.every_steps is {every_steps} and checkpoint.every_steps {self.checkpoint.every_steps}: "
                 "evaluation.beside_training measures checkpoints, and some steps would have none. Make "
                 "evaluation.every_steps a multiple of checkpoint.every_steps, or turn evaluation.beside_training off."
+            )
+
+    def _check_depth(self, depth: int) -> None:
+        if not 1 <= depth <= LARGEST_DEPTH:
+            raise ValueError(
+                f"depth is {depth}: it is a number of decoder layers, from 1 to {LARGEST_DEPTH}, or null for none. "
+                "4 is a model for a laptop, 12 has the layers and the width of GPT-2 small."
+            )
+        layers = self.model.num_hidden_layers
+        if layers != depth:
+            raise ValueError(
+                f"depth is {depth} and model.num_hidden_layers {layers}: both are the number of layers, and stated "
+                "numbers are never changed by depth. Leave depth out, or leave out num_hidden_layers and whatever else "
+                "depth is to decide."
             )

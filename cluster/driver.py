@@ -26,7 +26,7 @@ from cluster.on_ray.session import Desk, Listener, train_on_ray
 from cluster.record.logs import METRICS_NAME, EventsLog, read_lines
 from cluster.record.post_mortem import write_post_mortem
 from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
-from cluster.resolution import resolve_model
+from cluster.resolution import open_plan, resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
     RUN_NAME,
@@ -272,11 +272,10 @@ def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
         config: The run.
         facts: What its run.json holds, the sequences that healing left out among it; empty for a new run.
     """
-    datasets = [Dataset.open(entry.path) for entry in config.data.entries]
-    plan = DataPlan(datasets, config.data, seed=config.seed, global_batch_size=config.train.global_batch_size)
+    plan = open_plan(config)
     plan.check_steps(config.train.max_steps, Decisions.of(facts, config.healing).skips)
-    resolve_model(config.model, datasets[0].vocab_size)
-    require_something_to_evaluate(config, datasets)
+    resolve_model(config.model, plan.datasets[0].vocab_size)
+    require_something_to_evaluate(config, plan.datasets)
     return plan
 
 

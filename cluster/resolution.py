@@ -1,4 +1,4 @@
-"""What a configuration leaves open, resolved once: vocabulary, precision, attention; each with the reason."""
+"""What a configuration leaves open, resolved once: data plan, vocabulary, precision, attention."""
 
 from __future__ import annotations
 
@@ -11,10 +11,27 @@ from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
 from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
+from data_pipeline.dataset import Dataset
+from data_pipeline.plan import DataPlan
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
 from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
+
+
+def open_plan(config: RunConfig) -> DataPlan:
+    """The data plan of a run, its datasets opened; paths absolute.
+
+    Raises:
+        data_pipeline.errors.DataError: A dataset cannot be used.
+    """
+    return DataPlan(
+        [Dataset.open(entry.path) for entry in config.data.entries],
+        config.data,
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        batch_size_warmup=config.train.batch_size_warmup,
+    )
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:

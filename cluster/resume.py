@@ -15,6 +15,7 @@ from llm.schedule import decay_start
 FREE = (
     "storage",
     "name",
+    "depth",
     "resources",
     "faults",
     "zero",
@@ -26,7 +27,8 @@ FREE = (
     "train.deterministic",
     "train.activation_checkpointing",
 )
-"""Changed at will: the result does not depend on them beyond the Resume law's tolerance."""
+"""Changed at will: the result does not depend on them beyond the Resume law's tolerance, on `depth` by the numbers that
+follow from it only."""
 
 LOGGED = (
     "train.precision",

@@ -41,7 +41,7 @@ class EngineRequest:
 
     @property
     def micro_batches(self) -> int:
-        """Micro-batches per rank and step."""
+        """Micro-batches per rank in the largest steps; the loop tells the engine where a step has fewer."""
         sizes = self.config.train
         return micro_batch_count(sizes.global_batch_size, self.topology.world_size, sizes.micro_batch_size)
 

@@ -57,14 +57,15 @@ class Spent:
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """One step, as it is logged. Speed covers the steps since the last report, without waits, evaluation and saving."""
+    """One step, as it is logged, and what went into the steps since the last report."""
 
     step: int
     loss: float
     gradient_norm: float | None
     """None where the update was left out."""
     learning_rate: float
-    steps_per_second: float
+    steps: int
+    """Made since the last report."""
     spent: Spent
     terms: Mapping[str, list[float]]
     """Means over the targets of the step's other sums (`LossSums.terms`), flattened."""
@@ -141,6 +142,7 @@ def train(
         )
         scale = torch.tensor(1.0 / max(target_weight, 1.0), dtype=torch.float32, device=device)
 
+        engine.begin_step(len(batch.micro_batches))
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
         term_sums: dict[str, torch.Tensor] = {}
         for micro_batch in batch.micro_batches:
@@ -178,7 +180,7 @@ def train(
                     loss=loss,
                     gradient_norm=gradient_norm,
                     learning_rate=rate,
-                    steps_per_second=steps / spent.training,
+                    steps=steps,
                     spent=spent,
                     terms=_means(term_sums, target_weight, collectives),
                 )

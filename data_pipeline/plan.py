@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import OrderError
@@ -61,23 +62,32 @@ class DataPlan:
         datasets: The opened datasets, in the order of `config.entries`.
         config: Sequence length, mixture, shuffle.
         seed: Keys the order.
-        global_batch_size: Sequences of one optimizer step.
+        global_batch_size: Sequences of one optimizer step, after the warm-up.
+        batch_size_warmup: Stages of smaller batches before.
 
     Raises:
         OrderError: The datasets do not fit each other or the configuration.
     """
 
-    def __init__(self, datasets: Sequence[Dataset], config: DataConfig, *, seed: int, global_batch_size: int) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Dataset],
+        config: DataConfig,
+        *,
+        seed: int,
+        global_batch_size: int,
+        batch_size_warmup: Sequence[BatchSizeStage] = (),
+    ) -> None:
         self.datasets = tuple(datasets)
         self.config = config
         self.seed = seed
-        self.global_batch_size = global_batch_size
         if len(self.datasets) != len(config.entries):
             raise OrderError(
                 f"{len(self.datasets)} datasets were opened for {len(config.entries)} entries of data.dataset."
             )
         if global_batch_size < 1:
             raise OrderError(f"global_batch_size is {global_batch_size}, and must be at least 1 sequence.")
+        self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
         _check_tokenizers(self.datasets)
         self.rows = _rows(self.datasets, config.seq_len)
         """Sequences in one epoch of each dataset."""
@@ -100,7 +110,9 @@ class DataPlan:
     def describe(self) -> dict[str, Any]:
         """Returns everything that fixes the order but the seed, as JSON, to be compared key by key."""
         config = self.config
-        begins_after = {"begins_after_step": config.begins_after_step} if config.begins_after_step else {}
+        warmup = [[stage.until_step, stage.global_batch_size] for stage in self.batch_sizes.warmup]
+        # What is not used is not named, so that plans from before there was such a thing keep their fingerprints.
+        used = {"batch_size_warmup": warmup, "begins_after_step": config.begins_after_step}
         return {
             "order_version": ORDER_VERSION,
             "tokenizer": self.datasets[0].tokenizer_hash,
@@ -112,10 +124,10 @@ class DataPlan:
             "seq_len": config.seq_len,
             "packing": config.packing,
             "document_mask": config.document_mask,
-            "global_batch_size": self.global_batch_size,
+            "global_batch_size": self.batch_sizes.final,
             "shuffle_block_sequences": config.shuffle_block_sequences,
             "shuffle_window_blocks": config.shuffle_window_blocks,
-            **begins_after,
+            **{key: value for key, value in used.items() if value},
         }
 
     @property
@@ -142,10 +154,10 @@ class DataPlan:
         if self.total_sequences is None:
             return
         usable = self.total_sequences - (skips or SkipLedger()).skipped_before(self.total_sequences)
-        possible = self.config.begins_after_step + usable // self.global_batch_size
+        possible = self.batch_sizes.steps_within(usable + self.batch_sizes.through(self.config.begins_after_step))
         if max_steps > possible:
             raise OrderError(
-                f"train.max_steps is {max_steps} at {self.global_batch_size} sequences a step, but "
+                f"train.max_steps is {max_steps} at {self.batch_sizes} sequences a step, but "
                 "max_epochs ends the "
                 f"data after {usable} sequences: {possible} steps are possible. Lower max_steps, or raise "
                 "max_epochs "
@@ -186,7 +198,7 @@ class DataPlan:
                 "(data.begins_after_step): the steps before were made on other data, by the run that this one "
                 "branched from."
             )
-        return (step - before) * self.global_batch_size
+        return self.batch_sizes.through(step) - self.batch_sizes.through(before)
 
     def _ledger(self, number: int, reached: int, in_epoch: int, skipped: int) -> TrainingLedger:
         dataset, rows, length = self.datasets[number], self.rows[number], self.config.seq_len

@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.storage.operations import storage_path
 from data_pipeline.config import DataBuildConfig
 from launcher.config_problems import Problem, problems
+from launcher.depth import with_depth
 from launcher.errors import ConfigError
 from launcher.overrides import apply_overrides
 from launcher.yaml_file import dump_yaml, parse_yaml
@@ -133,6 +134,8 @@ def _read_tree(config: str, overrides: Sequence[str]) -> tuple[str, dict[str, An
 
 
 def _validate(root: type[_Config], tree: dict[str, Any], config: str, source: str, overrides: Sequence[str]) -> _Config:
+    if root is RunConfig:
+        tree = with_depth(tree)
     try:
         # JSON in strict mode: lists become tuples, and nothing else is converted.
         return TypeAdapter(root).validate_json(json.dumps(tree))

@@ -3,7 +3,7 @@
 Messages are dicts, delivered in the driver's main thread:
 
     {"type": "phase", "text": str}                            something that takes a while has begun
-    {"type": "train", "step": int, "max_steps": int, ...}     a line of metrics.jsonl
+    {"type": "train", "step": int, "max_steps": int, "max_tokens": int, ...}    a line of metrics.jsonl
     {"type": "eval", "step": int, "name": str, ...}           the same, of an evaluation
     {"type": "event", "event": str, "step": int | None, ...}  a line of events.jsonl
     {"type": "log", "level": int, "logger": str, "rank": int, "text": str}    a log record of a worker
@@ -113,7 +113,7 @@ class TrainingProgress:
     def _on_train(self, message: Mapping[str, Any]) -> None:
         now, step = self._clock(), message["step"]
         self._phase, self._train = "", message
-        self._pace.append((now, step))
+        self._pace.append((now, message["train/tokens"]))  # steps may grow, the time for a token stays
         while now - self._pace[0][0] > SPEED_WINDOW_SECONDS and len(self._pace) > 2:
             self._pace.popleft()
         if not self._interactive and self._line_is_due(now, step, message["max_steps"]):
@@ -130,11 +130,11 @@ class TrainingProgress:
     def _seconds_left(self) -> float | None:
         if self._train is None or len(self._pace) < 2:
             return None
-        (first_time, first_step), (last_time, last_step) = self._pace[0], self._pace[-1]
-        if last_step <= first_step:
+        (first_time, first_tokens), (last_time, last_tokens) = self._pace[0], self._pace[-1]
+        if last_tokens <= first_tokens:
             return None
-        remaining_steps = int(self._train["max_steps"]) - last_step
-        return remaining_steps * (last_time - first_time) / (last_step - first_step)
+        remaining_tokens = int(self._train["max_tokens"]) - last_tokens
+        return remaining_tokens * (last_time - first_time) / (last_tokens - first_tokens)
 
     def _train_line(self, message: Mapping[str, Any]) -> Text:
         return Text("  ".join([position(message, self._seconds_left()), figures(message, self._validation)]))

@@ -80,14 +80,15 @@ class ScheduleConfig:
 
     __pydantic_config__ = STRICT
 
-    name: Literal["cosine", "wsd", "constant"] = "cosine"
-    """`cosine` half wave; `wsd` warm-up, stable, linear decay (arXiv:2404.06395); `constant` after warm-up."""
+    name: Literal["cosine", "linear", "wsd", "constant"] = "cosine"
+    """`cosine` half wave; `linear` straight line from warm-up to the end (arXiv:2502.15938); `wsd` warm-up, stable,
+    linear decay (arXiv:2404.06395); `constant` after warm-up."""
     warmup_steps: int = 40
     """Steps of linear rise to the peak."""
     decay_steps: int | None = None
     """wsd only: length of the final decay; null means a fifth of max_steps."""
     min_learning_rate_ratio: float = 0.1
-    """Rate at the end of cosine or wsd, as a fraction of the peak."""
+    """Rate at the end of cosine, linear or wsd, as a fraction of the peak."""
 
     def __post_init__(self) -> None:
         if self.warmup_steps < 0:

@@ -7,6 +7,7 @@ import math
 from llm.config import ScheduleConfig
 from llm.errors import ScheduleError
 
+_FALL_FROM_WARMUP = ("cosine", "linear")
 _DEFAULT_DECAY_PARTS = 5
 """wsd decays over the last 1/5 of the steps unless told otherwise; 10-20 % does, arXiv:2405.18392."""
 
@@ -15,9 +16,10 @@ def learning_rate(step: int, schedule: ScheduleConfig, peak: float, max_steps: i
     """Learning rate of one optimizer step.
 
     Linear warm-up reaches the peak at `warmup_steps`. Then `constant` stays there; `cosine` falls in half a
-    wave to `min_learning_rate_ratio` of the peak at `max_steps` (arXiv:1608.03983); `wsd` stays, and falls in
-    a straight line to that ratio over its last `decay_steps` (arXiv:2404.06395). A run shorter than its
-    warm-up never reaches the peak.
+    wave to `min_learning_rate_ratio` of the peak at `max_steps` (arXiv:1608.03983); `linear` falls there in
+    a straight line, which down to 0 beat the cosine at 20 and more tokens a parameter (arXiv:2502.15938); `wsd`
+    stays, and falls in a straight line to that ratio over its last `decay_steps` (arXiv:2404.06395). A run
+    shorter than its warm-up never reaches the peak.
 
     Args:
         step: Number of the step being made; the first is 1. Beyond `max_steps` the last rate holds.
@@ -42,8 +44,10 @@ def learning_rate(step: int, schedule: ScheduleConfig, peak: float, max_steps: i
 def _falling(step: int, schedule: ScheduleConfig, max_steps: int) -> float:
     """Fraction of the peak that the decay allows at a step of at most max_steps."""
     floor, warmup = schedule.min_learning_rate_ratio, schedule.warmup_steps
-    if schedule.name == "cosine" and step > warmup:
+    if schedule.name in _FALL_FROM_WARMUP and step > warmup:
         progress = (step - warmup) / (max_steps - warmup)
+        if schedule.name == "linear":
+            return floor + (1.0 - floor) * (1.0 - progress)
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
     if schedule.name == "wsd":
         progress = max(0.0, 1.0 - (max_steps - step) / _decay_steps(schedule, max_steps))
@@ -61,7 +65,7 @@ def decay_start(schedule: ScheduleConfig, max_steps: int) -> float:
     Returns:
         A step; infinity for `constant`, which never depends on the length.
     """
-    if schedule.name == "cosine":
+    if schedule.name in _FALL_FROM_WARMUP:
         return schedule.warmup_steps
     if schedule.name == "wsd":
         return max_steps - _decay_steps(schedule, max_steps)

@@ -64,7 +64,7 @@ class DeepSpeedEngine:
             zero: Stage and options, already checked against the device (`check_zero`).
             precision: Arithmetic of forward and backward.
             micro_batch_size: Sequences in one forward pass.
-            micro_batches: Forward passes of this rank in one step.
+            micro_batches: Forward passes of this rank in one step, unless `begin_step` says otherwise.
             topology: Place of this rank.
             compiled: Whether the model's blocks are compiled.
         """
@@ -95,6 +95,10 @@ class DeepSpeedEngine:
         placements = deepspeed_partitions.placements(self._engine, self._zero, zero.stage, names, group_of, topology)
         self._owned, self._held = placements.owned, placements.held
         place(client, placements.all, topology.device, model.config, partitioned=not self._replicated)
+
+    def begin_step(self, micro_batches: int) -> None:
+        """Say which backward pass is the step's last; see `Engine.begin_step`."""
+        deepspeed_partitions.set_micro_batches(self._engine, micro_batches)
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward; see `Engine.accumulate`."""

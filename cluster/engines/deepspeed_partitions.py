@@ -72,6 +72,16 @@ def refresh_parameters(zero: Any, replicated: bool) -> None:
     zero.update_lp_params()
 
 
+def set_micro_batches(engine: Any, count: int) -> None:
+    """Make the coming step one of `count` micro-batches, whatever the steps before had.
+
+    DeepSpeed takes every n-th micro-batch since the beginning for the last of its step, so a new n alone would put the
+    ends of steps wrong: the count of micro-batches begins anew with each.
+    """
+    engine.set_train_batch_size(count * engine.train_micro_batch_size_per_gpu() * engine.dp_world_size)
+    engine.micro_steps = 0
+
+
 def clear_gradients(engine: Any, zero: Any, replicated: bool) -> None:
     """Drop the gradients that were added up, and begin the count of micro-batches of a step anew.
 

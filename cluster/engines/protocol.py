@@ -93,6 +93,12 @@ class Forward(Protocol):
 class Engine(Forward, Protocol):
     """Holds model and optimizer state; advances it by one global batch at a time."""
 
+    def begin_step(self, micro_batches: int) -> None:
+        """Tell how many times `accumulate` will be called before the coming `update`; the same number on every rank.
+
+        Until it is told the number is the one that the engine was made with. No gradients may have been added up.
+        """
+
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward of one micro-batch: gradients of `loss_sum * scale` are added up.
 

@@ -52,6 +52,9 @@ class TorchEngine:
         place(self._optimizer, self._placements, device, model.config, partitioned=False)
         self._separate_masters = precision == "bf16"
 
+    def begin_step(self, micro_batches: int) -> None:
+        """Nothing has to be ready for it: gradients are shared with no other process. See `Engine.begin_step`."""
+
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         """Forward and backward; see `Engine.accumulate`."""
         self._model.train()

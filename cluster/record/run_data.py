@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.errors import StorageError
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -28,13 +29,22 @@ def open_data(facts: Mapping[str, Any]) -> DataPlan:
     try:
         config, fingerprint = facts["config"], facts["data_plan"]["fingerprint"]
         data = TypeAdapter(DataConfig).validate_json(json.dumps(config["data"]))
-        seed, batch_size = int(config["seed"]), int(config["train"]["global_batch_size"])
+        seed, train = int(config["seed"]), config["train"]
+        batch_size = int(train["global_batch_size"])
+        stages = json.dumps(train.get("batch_size_warmup", []))  # older versions did not know the key
+        warmup = TypeAdapter(tuple[BatchSizeStage, ...]).validate_json(stages)
     except (LookupError, TypeError, ValidationError) as error:
         raise StorageError(
             f"run.json does not say what the run was trained on ({type(error).__name__}: {error}). It is written when "
             "an attempt begins to train; restore it from a copy if it was edited."
         ) from error
-    plan = DataPlan([Dataset.open(entry.path) for entry in data.entries], data, seed=seed, global_batch_size=batch_size)
+    plan = DataPlan(
+        [Dataset.open(entry.path) for entry in data.entries],
+        data,
+        seed=seed,
+        global_batch_size=batch_size,
+        batch_size_warmup=warmup,
+    )
     if plan.fingerprint != fingerprint:
         raise DatasetError(
             f"{', '.join(entry.path for entry in data.entries)}: the data plan there has the fingerprint "

@@ -39,8 +39,8 @@ def branch(
 ) -> None:
     """Make a new run that begins with the state RUN had at a step: for annealing, another schedule or other data.
 
-    The model, the tokenizer, the kind of optimizer and the size of a step stay; `pretrain` then trains the new run. RUN
-    is left as it is, and may be running.
+    The model, the tokenizer, the kind of optimizer and the batch sizes of the steps made stay; `pretrain` then trains
+    the new run. RUN is left as it is, and may be running.
     """
     from cluster.storage.operations import storage_path
     from launcher.build_progress import ByteProgress

@@ -10,9 +10,8 @@ from cluster.branch import Branch, plan_branch
 from cluster.checkpoint.manifest import FileRecord, Manifest, Piece, step_directory
 from cluster.config import RunConfig
 from cluster.healing import HEALING
+from cluster.resolution import open_plan
 from cluster.run_directory import config_as_dict
-from data_pipeline.dataset import Dataset
-from data_pipeline.plan import DataPlan
 from data_pipeline.publish import file_hashes
 from data_pipeline.skip_ledger import SkipLedger
 
@@ -30,9 +29,7 @@ def save(config: RunConfig, step: int, skips: SkipLedger = SkipLedger()) -> None
         path.write_bytes(bytes([rank + 1]) * 1000)
         hashes = file_hashes(path)
         files.append(FileRecord(f"attempt-00002/{path.name}", hashes.size_bytes, hashes.hash, tuple(hashes.blocks)))
-    plan = DataPlan(
-        [Dataset.open(entry.path) for entry in config.data.entries], config.data, seed=config.seed, global_batch_size=6
-    )
+    plan = open_plan(config)
     manifest = Manifest(
         step=step,
         attempt=2,

@@ -46,7 +46,10 @@ MODEL = ModelConfig(
     intermediate_size=49,
 )
 OPTIMIZER = OptimizerConfig(learning_rate=1e-2)
-ROWS, LENGTH = 5, 16
+ROWS, LENGTH = (5,), 16
+"""Sequences of the steps, in turn."""
+CHANGING_ROWS = (2, 5, 9)
+"""Steps of other numbers of micro-batches: 1, 3 and 5 on one rank, 1, 2 and 3 on two."""
 STEPS = 20
 SAVED_AFTER = 6
 SEED = 7
@@ -193,7 +196,7 @@ def build(case: Case, topology: Topology) -> Engine:
         zero=case.zero,
         precision=case.precision,
         micro_batch_size=size,
-        micro_batches=micro_batch_count(ROWS, topology.world_size, size),
+        micro_batches=micro_batch_count(max(ROWS), topology.world_size, size),
         topology=topology,
         compiled=case.compiled,
     )
@@ -212,14 +215,17 @@ def micro_batch_size(world_size: int) -> int:
     return 2 if world_size < 4 else 1
 
 
-def global_batch(step: int, topology: Topology, model: ModelConfig = MODEL) -> tuple[list[MicroBatch], float]:
+def global_batch(
+    step: int, topology: Topology, rows_of_steps: tuple[int, ...] = ROWS, *, model: ModelConfig = MODEL
+) -> tuple[list[MicroBatch], float]:
     """The micro-batches of this rank in a step, and the target weight of the whole global batch."""
     draw = np.random.default_rng(step)
-    tokens = draw.integers(0, 67, (ROWS, LENGTH + 1))
-    weights = (draw.random((ROWS, LENGTH)) > 0.2).astype(np.float32)
+    count = rows_of_steps[(step - 1) % len(rows_of_steps)]
+    tokens = draw.integers(0, 67, (count, LENGTH + 1))
+    weights = (draw.random((count, LENGTH)) > 0.2).astype(np.float32)
     batches = []
     size = micro_batch_size(topology.world_size)
-    for rows in rows_of_rank(np.arange(ROWS), topology.rank, topology.world_size, size):
+    for rows in rows_of_rank(np.arange(count), topology.rank, topology.world_size, size):
         real = rows[:, None] >= 0
         held = torch.from_numpy(np.where(real, tokens[rows], 0))
         weight = torch.from_numpy(np.where(real, weights[rows], 0).astype(np.float32))
@@ -228,11 +234,19 @@ def global_batch(step: int, topology: Topology, model: ModelConfig = MODEL) -> t
     return batches, float(weights.sum())
 
 
-def train_steps(engine: Engine, topology: Topology, steps: range, model: ModelConfig = MODEL) -> Curve:
+def train_steps(
+    engine: Engine,
+    topology: Topology,
+    steps: range,
+    rows_of_steps: tuple[int, ...] = ROWS,
+    *,
+    model: ModelConfig = MODEL,
+) -> Curve:
     """Train for some steps, on the batches that belong to their numbers."""
     losses, gradients = [], {}
     for step in steps:
-        batches, weight = global_batch(step, topology, model)
+        batches, weight = global_batch(step, topology, rows_of_steps, model=model)
+        engine.begin_step(len(batches))
         loss_sum = torch.zeros((), dtype=torch.float64)
         for batch in batches:
             loss_sum += engine.accumulate(batch, torch.tensor(1.0 / weight, dtype=torch.float32)).loss_sum
@@ -251,11 +265,21 @@ def curves(topology: Topology, cases: list[Case], steps: int = STEPS, saved_in: 
     for case in cases:
         engine = build(case, topology)
         engine.load(InitialState(case.model, SEED))
-        before = train_steps(engine, topology, range(1, SAVED_AFTER + 1), case.model)
+        before = train_steps(engine, topology, range(1, SAVED_AFTER + 1), model=case.model)
         if saved_in is not None:
             _save(engine, topology, saved_in / f"{topology.world_size}-{case}")
-        after = train_steps(engine, topology, range(SAVED_AFTER + 1, steps + 1), case.model)
+        after = train_steps(engine, topology, range(SAVED_AFTER + 1, steps + 1), model=case.model)
         found[str(case)] = Curve(before.losses + after.losses, before.gradients)
+    return found
+
+
+def changing_curves(topology: Topology, cases: list[Case], steps: int) -> dict[str, Curve]:
+    """The curve of each case where steps have other numbers of micro-batches; the gradients are those of step 1."""
+    found = {}
+    for case in cases:
+        engine = build(case, topology)
+        engine.load(InitialState(MODEL, SEED))
+        found[str(case)] = train_steps(engine, topology, range(1, steps + 1), CHANGING_ROWS)
     return found
 
 

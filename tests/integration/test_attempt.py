@@ -22,6 +22,7 @@ from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedE
 from cluster.record.logs import read_lines
 from cluster.topology import Topology
 from cluster.train_loop import Regroup
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.publish import seal
 
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
@@ -315,6 +316,72 @@ def test_batches_and_losses_agree_when_world_and_micro_batch_differ(
         assert together == list(range((step - 1) * 5, step * 5))
     difference = np.abs(losses_of(changed) - losses_of(alone)) / losses_of(alone)
     assert difference.max() <= FP32_LOSS_TOLERANCE
+
+
+GROWING = (BatchSizeStage(until_step=3, global_batch_size=2), BatchSizeStage(until_step=7, global_batch_size=5))
+GROWING_SIZES = [2, 2, 2, 5, 5, 5, 5, 6, 6, 6, 6, 6]  # global_batch_size is 6: 5 divides by no number of ranks
+
+
+def growing_run(storage: Path, dataset: Path, **changes: Any) -> RunConfig:
+    return tiny_run(storage, dataset, train__batch_size_warmup=GROWING, **changes)
+
+
+@pytest.fixture(scope="module")
+def grown(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = growing_run(tmp_path_factory.mktemp("grown"), dataset)
+    attempt_alone(config)
+    return config
+
+
+def test_tokens_follow_the_sizes_of_the_steps_when_batches_grow(grown: RunConfig) -> None:
+    tokens = [row["train/tokens"] for row in record_of(grown) if row["kind"] == "train"]
+    assert tokens == (np.cumsum(GROWING_SIZES) * grown.data.seq_len).tolist()
+    positions = [info.manifest.run["data_position"] for info in list_checkpoints(Path(grown.storage) / "tiny")]
+    assert positions == [2 * 3 + 5, 2 * 3 + 5 * 4 + 6, sum(GROWING_SIZES)]
+
+
+@pytest.mark.parametrize("kill_at", [2, 5, 7, 9, RETAINING])
+def test_resumed_record_is_bit_equal_when_killed_while_batches_grow(
+    kill_at: int | str, grown: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = growing_run(tmp_path, dataset)
+    kill_attempt(config, kill_at)
+    attempt_alone(config)
+    assert record_of(config) == record_of(grown)
+
+
+def test_resumed_record_is_bit_equal_when_every_step_is_saved_while_batches_grow(
+    grown: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = growing_run(tmp_path, dataset, checkpoint__every_steps=1)
+    for step in range(1, 9):
+        attempt_alone(config, link=SilentLink(stop_after=1))
+        assert list_checkpoints(tmp_path / "tiny")[-1].step == step
+    attempt_alone(config)
+    assert record_of(config) == record_of(grown)
+
+
+@pytest.mark.parametrize(("world_size", "micro_batch_size", "stage"), [(1, 1, 1), (2, 1, 2), (2, 2, 3), (2, 1, 0)])
+def test_batches_and_losses_agree_on_other_topologies_when_batches_grow(
+    world_size: int, micro_batch_size: int, stage: int, grown: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = growing_run(tmp_path, dataset, train__micro_batch_size=micro_batch_size)
+    kill_attempt(config, 6, published=4)
+    config = replace(config, zero=replace(config.zero, stage=stage))
+    seen = run_ranks(attempt_on_ranks, world_size, config)
+    for step in range(5, 13):
+        before = sum(GROWING_SIZES[: step - 1])
+        together = [index for rank in seen for index in rank[step]]
+        assert together == list(range(before, before + GROWING_SIZES[step - 1]))
+    difference = np.abs(losses_of(config) - losses_of(grown)) / losses_of(grown)
+    assert difference.max() <= FP32_LOSS_TOLERANCE
+
+
+def test_attempt_is_refused_when_the_warm_up_of_batches_changed(dataset: Path, tmp_path: Path) -> None:
+    config = growing_run(tmp_path, dataset)
+    kill_attempt(config, 6, published=4)
+    with pytest.raises(RunRefusedError, match=r"train\.batch_size_warmup: \[{.*}\] -> \[\]"):
+        attempt_alone(tiny_run(tmp_path, dataset))
 
 
 def test_run_goes_on_within_tolerance_when_world_and_stage_change(

@@ -18,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.errors import CheckpointMismatchError
 from cluster.record.wandb_view import run_config
 from cluster.run_directory import RunDirectory
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.publish import seal
 from launcher.cli import app
 from launcher.config_file import load_run_config, resolved_yaml
@@ -65,6 +66,28 @@ def test_branch_goes_on_bit_equal_to_a_run_with_its_schedule(parent: RunConfig, 
     mine, theirs = from_step(child, STEP + 1), from_step(parent, STEP + 1)
     differing = {row["step"] for row, other in zip(mine, theirs, strict=True) if row != other}
     assert differing == set(range(DECAY_BEGINS_AFTER + 1, 13))
+
+
+def test_branch_goes_on_bit_equal_to_a_run_with_its_batch_sizes(
+    parent: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    sizes = {
+        "global_batch_size": 3 * BATCH,
+        "batch_size_warmup": (
+            BatchSizeStage(until_step=STEP + 2, global_batch_size=BATCH),
+            BatchSizeStage(until_step=STEP + 5, global_batch_size=2 * BATCH),
+        ),
+    }
+    child = branch_off(
+        parent, replace(parent, name="larger", storage=str(tmp_path), train=replace(parent.train, **sizes))
+    )
+    attempt_alone(child)
+    whole = run_of(tmp_path / "whole", dataset)
+    whole = replace(whole, train=replace(whole.train, **sizes))
+    attempt_alone(whole)
+    assert record_of(child) == from_step(whole, STEP + 1)
+    tokens = [row["train/tokens"] for row in record_of(child) if row["kind"] == "train"]
+    assert tokens[-1] == BATCH * (6 + 2 * 3 + 3 * 3) * child.data.seq_len
 
 
 def test_first_event_and_tracking_name_the_parent(parent: RunConfig, tmp_path: Path) -> None:

@@ -18,15 +18,20 @@ from engine_matrix import (
     STEPS,
     Case,
     Curve,
+    build,
+    changing_curves,
     curves,
 )
 from gloo import run_ranks
 from load_matrix import LOADED, MUON, SGD, check_all, load_all, with_optimizer
 
+from cluster.config import ZeroConfig
 from cluster.topology import Topology
 
 WORLDS = (1, 2, 3, 4)
 SAVED_ON = 2
+CHANGING_STEPS = 7
+"""Twice round the numbers of sequences, and one more whose loss shows the last update."""
 FEW_STEPS = 6
 """Enough to see a wrong state, gradient or decay, where the 20 steps of the law are run on other ranks."""
 MOVED = [case for case in MATRIX if str(case) in ("zero1-fp32", "zero2-fp32", "zero3-fp32", "zero3-bf16")]
@@ -127,6 +132,39 @@ def run_compiled() -> dict[str, Curve]:
 @pytest.mark.parametrize("case", FEW_OPTIMIZERS, ids=str)
 def test_losses_and_gradients_equal_plain_torch_when_the_optimizer_is_another(case: Case, saved: Path) -> None:
     assert_equal(curves_on(SAVED_ON, saved)[str(case)], case)
+
+
+CHANGING = [
+    *(case for case in MATRIX if str(case) != "zero0-bf16"),
+    *(case for case in OPTIONS if case.note == "offload"),
+]
+"""All but the one that differs from plain torch by more than rounding: its parameters are fp32."""
+
+
+@functools.cache
+def changing_on(world_size: int) -> dict[str, Curve]:
+    return run_ranks(changing_curves, world_size, CHANGING, CHANGING_STEPS)[0]
+
+
+@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("case", CHANGING, ids=str)
+def test_losses_equal_plain_torch_when_steps_have_other_numbers_of_micro_batches(world_size: int, case: Case) -> None:
+    plain = Case(precision=case.precision)
+    expected = changing_curves(Topology(), [plain], CHANGING_STEPS)[str(plain)]
+    assert changing_on(world_size)[str(case)].loss_difference(expected) <= LOSS_TOLERANCE[case.precision]
+
+
+def dtypes_without_fp16(topology: Topology, cases: list[Case]) -> list[set[str]]:
+    from deepspeed.accelerator import get_accelerator
+
+    get_accelerator().is_fp16_supported = lambda: False
+    modules = [build(case, topology)._engine.module for case in cases]  # type: ignore[attr-defined]
+    return [{str(parameter.ds_tensor.dtype) for parameter in module.parameters()} for module in modules]
+
+
+def test_stage_3_keeps_its_precision_when_the_device_has_no_fp16() -> None:
+    cases = [Case(zero=ZeroConfig(stage=3), precision=precision) for precision in ("fp32", "bf16")]
+    assert run_ranks(dtypes_without_fp16, 1, cases)[0] == [{"torch.float32"}, {"torch.bfloat16"}]
 
 
 @pytest.mark.slow

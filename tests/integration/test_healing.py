@@ -25,6 +25,7 @@ from cluster.healer import Healer
 from cluster.record.logs import read_lines
 from cluster.run_directory import RunDirectory
 from cluster.topology import Topology
+from data_pipeline.batch_sizes import BatchSizeStage
 
 BAD_STEP = 11  # global batch 6: sequences 60 to 65; the last checkpoint before it is that of step 8
 BAD_SEQUENCES = ((60, 66),)
@@ -71,6 +72,21 @@ def test_curve_is_that_of_a_run_without_the_sequences_when_rolled_back(
     ]
     resumed = [event for event in link.events() if event["event"] == "resumed"]
     assert [event["from_step"] for event in resumed] == [8]
+
+
+def test_curve_is_that_of_a_run_without_the_sequences_when_rolled_back_while_batches_grow(
+    dataset: Path, tmp_path: Path
+) -> None:
+    stages = (BatchSizeStage(until_step=8, global_batch_size=3), BatchSizeStage(until_step=12, global_batch_size=4))
+    curves = []
+    for name, skip_sequences in (("warned", ((32, 36),)), ("healed", ())):
+        config = healed_run(tmp_path / name, dataset, skip_sequences=skip_sequences)
+        config = replace(config, train=replace(config.train, batch_size_warmup=stages))
+        link = train_poisoned(config, Poison(math.nan, (34,)))  # step 11 takes the sequences 32 to 35
+        curves.append(record_of(config))
+    assert curves[0] == curves[1]
+    assert [event["event"] for event in healing_events(link)] == ["anomaly", "rolled_back", "samples_skipped"]
+    assert healing_events(link)[-1] == {"event": "samples_skipped", "step": BAD_STEP, "start": 32, "stop": 36}
 
 
 def test_curve_is_the_same_when_killed_before_it_went_back(

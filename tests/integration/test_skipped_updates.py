@@ -33,6 +33,7 @@ class Trace:
 
 def discard_whole_step(engine: Engine, topology: Topology) -> None:
     batches, weight = global_batch(ANOTHER_STEP, topology)
+    engine.begin_step(len(batches))
     for batch in batches:
         engine.accumulate(batch, torch.tensor(1.0 / weight))
     engine.discard()
@@ -40,12 +41,15 @@ def discard_whole_step(engine: Engine, topology: Topology) -> None:
 
 def discard_first_micro_batch(engine: Engine, topology: Topology) -> None:
     batches, weight = global_batch(ANOTHER_STEP, topology)
+    engine.begin_step(len(batches))
     engine.accumulate(batches[0], torch.tensor(1.0 / weight))
     engine.discard()
 
 
 def discard_nan(engine: Engine, topology: Topology) -> None:
-    for batch in global_batch(ANOTHER_STEP, topology)[0]:
+    batches, _ = global_batch(ANOTHER_STEP, topology)
+    engine.begin_step(len(batches))
+    for batch in batches:
         engine.accumulate(batch, torch.tensor(math.nan))
     engine.discard()
 
@@ -53,6 +57,7 @@ def discard_nan(engine: Engine, topology: Topology) -> None:
 def update_with(value: float, engine: Engine, topology: Topology) -> float:
     """A step with a micro-batch whose gradients are not finite, the first of the last rank."""
     batches, weight = global_batch(ANOTHER_STEP, topology)
+    engine.begin_step(len(batches))
     for index, batch in enumerate(batches):
         injected = topology.rank == topology.world_size - 1 and index == 0
         engine.accumulate(batch, torch.tensor(value if injected else 1.0 / weight))

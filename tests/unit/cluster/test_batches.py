@@ -1,10 +1,17 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.batches import PADDING, micro_batch_count, rows_of_rank
+from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
+from data_pipeline.config import DataConfig
+from data_pipeline.dataset import Dataset
+from data_pipeline.plan import DataPlan
+from data_pipeline.skip_ledger import SkipLedger
 
 sizes = st.integers(min_value=1, max_value=40)
 
@@ -21,6 +28,47 @@ def test_rows_of_rank_hold_each_index_once_whatever_divides(batch: int, world: i
 def test_rows_of_rank_have_one_shape_on_every_rank(batch: int, world: int, micro: int) -> None:
     shapes = {rows_of_rank(np.arange(batch), rank, world, micro).shape for rank in range(world)}
     assert shapes == {(micro_batch_count(batch, world, micro), micro)}
+
+
+@st.composite
+def growing(draw: st.DrawFn) -> BatchSizes:
+    ends = sorted(draw(st.sets(st.integers(1, 12), max_size=3)))
+    kinds = sorted(draw(st.sets(st.integers(1, 9), min_size=len(ends) + 1, max_size=len(ends) + 1)))
+    stages = (BatchSizeStage(until_step=end, global_batch_size=size) for end, size in zip(ends, kinds, strict=False))
+    return BatchSizes(kinds[-1], tuple(stages))
+
+
+@settings(deadline=None)
+@given(
+    warmup=growing(),
+    attempts=st.lists(st.tuples(st.integers(0, 15), sizes, sizes), min_size=1, max_size=4),
+    skips=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 9)), max_size=3),
+)
+def test_batches_are_the_same_whatever_the_attempts_and_topologies(
+    warmup: BatchSizes, attempts: list[tuple[int, int, int]], skips: list[tuple[int, int]], dataset: Path
+) -> None:
+    ledger = SkipLedger()
+    for start, length in skips:
+        ledger = ledger.add(start, start + length)
+    last = max(first for first, _, _ in attempts) + 3
+    trained: dict[int, list[int]] = {}
+    for first, world, micro in attempts:  # each begins at a checkpoint of its own, and opens the plan anew
+        plan = DataPlan(
+            [Dataset.open(dataset)],
+            DataConfig(dataset=str(dataset), seq_len=8),
+            seed=1,
+            global_batch_size=warmup.final,
+            batch_size_warmup=warmup.warmup,
+        )
+        for step in range(first + 1, last + 1):
+            indices = plan.batch_indices(step, ledger)
+            ranks = [rows_of_rank(indices, rank, world, micro).reshape(-1) for rank in range(world)]
+            rows = np.concatenate(ranks)
+            assert trained.setdefault(step, rows[rows != PADDING].tolist()) == rows[rows != PADDING].tolist()
+    steps = range(min(trained), last + 1)
+    in_order = ledger.logical(np.arange(warmup.through(steps[0] - 1), warmup.through(last)))
+    assert [index for step in steps for index in trained[step]] == in_order.tolist()
+    assert [len(trained[step]) for step in steps] == [warmup.at(step) for step in steps]
 
 
 def test_rows_of_rank_are_even_when_the_batch_does_not_divide() -> None:

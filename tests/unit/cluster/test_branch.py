@@ -19,8 +19,13 @@ from cluster.config import RunConfig
 from cluster.errors import RunNotFoundError, RunRefusedError
 from cluster.faults.config import HealingConfig
 from cluster.healing import HEALING
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.skip_ledger import SkipLedger
 from llm.config import OptimizerConfig
+
+
+def stages(*ends_and_sizes: tuple[int, int]) -> tuple[BatchSizeStage, ...]:
+    return tuple(BatchSizeStage(until_step=end, global_batch_size=size) for end, size in ends_and_sizes)
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +39,15 @@ def foreign_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ({"model__hidden_size": 64}, "model.hidden_size: 32 -> 64: a checkpoint continues only the model"),
         ({"model__vocab_size": 512}, "the embedding has 400 pieces in .*, and 512 were asked for"),
-        ({"train__global_batch_size": 12}, "train.global_batch_size: 6 -> 12: tokens so far"),
+        (
+            {"train__global_batch_size": 12},
+            r"train.global_batch_size: 6 -> 12: tokens so far .* sizes of the 4 steps made.*"
+            r"'train.batch_size_warmup=\[{until_step: 4, global_batch_size: 6}\]' with a larger",
+        ),
+        (
+            {"train__batch_size_warmup": stages((2, 3))},
+            r"train.batch_size_warmup: \[\] -> \[{.*}\]: tokens so far",
+        ),
         ({"data__seq_len": 64}, "data.seq_len: 32 -> 64: tokens so far"),
         ({"data__begins_after_step": 4}, "data.begins_after_step: 0 -> 4: branch sets it itself"),
         ({"train__max_steps": 4}, "nothing would be left to train. Give a later last step, as in train.max_steps=8"),
@@ -78,6 +91,33 @@ def test_changes_are_told_by_key(parent: RunConfig) -> None:
         "train.max_steps: 12 -> 20",
     ]
     assert plan_child(parent).changes == ()
+
+
+@pytest.mark.parametrize(("until_step", "next_batch", "loss"), [(4, 12, None), (5, 6, 5.5)])
+def test_data_goes_on_when_later_batches_are_larger(
+    until_step: int, next_batch: int, loss: float | None, parent: RunConfig
+) -> None:
+    train = replace(parent.train, global_batch_size=12, batch_size_warmup=stages((until_step, 6)))
+    branch = plan_child(parent, train=train)
+    assert branch.data_changes == ()
+    assert branch.next_batch_loss == loss
+    first = STEP * BATCH
+    assert branch.plan.batch_indices(STEP + 1, branch.skips).tolist() == list(range(first, first + next_batch))
+    assert [change.key for change in branch.changes] == ["train.batch_size_warmup", "train.global_batch_size"]
+
+
+def test_data_goes_on_when_the_parents_warm_up_is_continued_otherwise(parent: RunConfig) -> None:
+    parent = replace(parent, train=replace(parent.train, batch_size_warmup=stages((3, 2), (6, 4))))
+    shutil.rmtree(step_directory(parent_directory(parent), STEP))
+    save(parent, STEP)
+    with pytest.raises(RunRefusedError, match=r"global_batch_size: 2}, {until_step: 4, global_batch_size: 4}\]'"):
+        plan_child(parent, train__batch_size_warmup=stages((2, 2), (6, 4)))
+    branch = plan_child(parent, train__batch_size_warmup=stages((3, 2), (4, 4)))
+    assert branch.plan.batch_indices(STEP + 1, branch.skips).tolist() == list(range(10, 16))
+    manifest = find_checkpoint(create_branch(branch, "")).manifest
+    assert manifest is not None
+    assert manifest.run["data_position"] == 10
+    assert manifest.run["data_plan"]["batch_size_warmup"] == [[3, 2], [4, 4]]
 
 
 def test_data_goes_on_when_a_dataset_only_moved(parent: RunConfig, dataset: Path, tmp_path: Path) -> None:

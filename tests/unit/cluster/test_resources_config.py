@@ -6,6 +6,7 @@ import pytest
 
 from cluster.config import ResourcesConfig, RunConfig, TrainConfig
 from cluster.faults.config import FaultsConfig
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
 
 
@@ -36,6 +37,17 @@ def test_run_is_refused_when_the_most_workers_outnumber_the_batch() -> None:
             train=TrainConfig(global_batch_size=8),
             resources=ResourcesConfig(workers=(1, 9)),
         )
+
+
+def test_run_is_refused_when_the_most_workers_outnumber_a_batch_of_the_warm_up() -> None:
+    train = TrainConfig(global_batch_size=8, batch_size_warmup=(BatchSizeStage(until_step=9, global_batch_size=2),))
+    with pytest.raises(ValueError, match=r"workers is 3 and the smallest of train.batch_size_warmup 2: .* would idle"):
+        RunConfig(name="run", data=DataConfig(dataset="data"), train=train, resources=ResourcesConfig(workers=3))
+
+
+def test_train_config_is_refused_when_its_warm_up_does_not_grow() -> None:
+    with pytest.raises(ValueError, match=r"batch_size_warmup leads from 8 sequences to 8"):
+        TrainConfig(global_batch_size=8, batch_size_warmup=(BatchSizeStage(until_step=9, global_batch_size=8),))
 
 
 @pytest.mark.parametrize("name", ["max_preemptions", "max_lost_nodes", "max_lost_workers", "max_errors"])

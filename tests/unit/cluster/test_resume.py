@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -10,6 +10,7 @@ from cluster.config import RunConfig
 from cluster.errors import RunRefusedError
 from cluster.resume import changes, check_plan, check_resume
 from cluster.run_directory import config_as_dict
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ScheduleConfig
 
@@ -60,6 +61,7 @@ def test_resume_logs_a_change_when_the_law_allows_it(key: str, value: Any) -> No
         ("seed", 1),
         ("model.hidden_size", 128),
         ("train.global_batch_size", 16),
+        ("train.batch_size_warmup", (BatchSizeStage(until_step=200, global_batch_size=8),)),
         ("optimizer.learning_rate", 0.5),
         ("optimizer.betas", (0.9, 0.99)),
         ("schedule.warmup_steps", 11),
@@ -80,8 +82,9 @@ def test_longer_or_shorter_run_is_allowed_when_still_on_the_plateau(step: int, m
             check_resume(config_as_dict(BASE), after, step=step, run="run")
 
 
-def test_longer_run_is_refused_when_the_schedule_is_cosine() -> None:
-    base = replace(BASE, schedule=ScheduleConfig(name="cosine", warmup_steps=10))
+@pytest.mark.parametrize("name", ["cosine", "linear"])
+def test_longer_run_is_refused_when_the_schedule_falls_from_its_warmup_on(name: Literal["cosine", "linear"]) -> None:
+    base = replace(BASE, schedule=ScheduleConfig(name=name, warmup_steps=10))
     with pytest.raises(RunRefusedError, match=r"train\.max_steps"):
         check_resume(config_as_dict(base), changed("train.max_steps", 500, base), step=20, run="run")
 
@@ -109,7 +112,16 @@ def without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "key", ["model.qk_norm", "optimizer.betas", "schedule.name", "train.max_steps", "optimizer", "task"]
+    "key",
+    [
+        "model.qk_norm",
+        "optimizer.betas",
+        "schedule.name",
+        "train.max_steps",
+        "train.batch_size_warmup",
+        "optimizer",
+        "task",
+    ],
 )
 def test_resume_takes_the_default_when_an_older_version_did_not_know_the_key(key: str) -> None:
     base = replace(BASE, schedule=ScheduleConfig(warmup_steps=10))

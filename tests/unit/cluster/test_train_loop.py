@@ -14,6 +14,9 @@ from cluster.engines.protocol import MicroBatch
 from cluster.train_loop import Effects, Ending, LoopEnd, Regroup, Rhythm, Spent, Verdict, train
 from llm.loss import LossSums
 
+PARTS = 2
+"""Micro-batches of each step."""
+
 
 class CountingEngine:
     """An engine whose loss is the number of updates made, and which writes down what is asked of it."""
@@ -21,6 +24,9 @@ class CountingEngine:
     def __init__(self, diary: list[str]) -> None:
         self.updates = 0
         self._diary = diary
+
+    def begin_step(self, micro_batches: int) -> None:
+        assert micro_batches == PARTS
 
     def accumulate(self, batch: MicroBatch, scale: torch.Tensor) -> LossSums:
         loss_sum = torch.tensor(4.0 * self.updates)
@@ -39,7 +45,7 @@ def batches(last_step: int) -> Iterator[RankBatch]:
     nothing = torch.zeros(1, 4)
     part = MicroBatch(nothing, nothing, nothing, None)
     for step in range(1, last_step + 1):
-        yield RankBatch(step, (part, part), 8.0, np.zeros(2, dtype=np.int64))
+        yield RankBatch(step, (part,) * PARTS, 8.0, np.zeros(2, dtype=np.int64))
 
 
 def run(

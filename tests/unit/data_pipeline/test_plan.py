@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.build import build_dataset
 from data_pipeline.config import (
     DataBuildConfig,
@@ -34,8 +35,16 @@ def second(make_config: MakeConfig, dataset: Dataset, tmp_path_factory: pytest.T
     return Dataset.open(output)
 
 
+WARMUP = (BatchSizeStage(until_step=2, global_batch_size=1), BatchSizeStage(until_step=5, global_batch_size=3))
+
+
 def _plan(
-    *datasets: Dataset, batch: int = 4, seed: int = 1, epochs: tuple[int | None, ...] = (), **options: object
+    *datasets: Dataset,
+    batch: int = 4,
+    warmup: tuple[BatchSizeStage, ...] = (),
+    seed: int = 1,
+    epochs: tuple[int | None, ...] = (),
+    **options: object,
 ) -> DataPlan:
     limits = epochs or (None,) * len(datasets)
     entries = tuple(
@@ -43,12 +52,13 @@ def _plan(
         for number, (item, limit) in enumerate(zip(datasets, limits, strict=True))
     )
     config = DataConfig(dataset=entries, **{"seq_len": 128, **options})  # type: ignore[arg-type]
-    return DataPlan(datasets, config, seed=seed, global_batch_size=batch)
+    return DataPlan(datasets, config, seed=seed, global_batch_size=batch, batch_size_warmup=warmup)
 
 
 @settings(max_examples=40, deadline=None)
 @given(
-    batch=st.integers(1, 40),
+    batch=st.integers(4, 40) | st.integers(1, 3),
+    warmed=st.booleans(),
     step=st.integers(0, 60),
     skips=st.lists(st.tuples(st.integers(0, 1500), st.integers(1, 90)), max_size=6),
     capped=st.booleans(),
@@ -58,12 +68,14 @@ def test_training_ledger_counts_what_was_trained_when_followed_step_by_step(
     dataset: Dataset,
     second: Dataset,
     batch: int,
+    warmed: bool,
     step: int,
     skips: list[tuple[int, int]],
     capped: bool,
     seq_len: int,
 ) -> None:
-    plan = _plan(dataset, second, batch=batch, seq_len=seq_len, epochs=(1 if capped else None, None))
+    warmup = WARMUP if warmed and batch > 3 else ()
+    plan = _plan(dataset, second, batch=batch, warmup=warmup, seq_len=seq_len, epochs=(1 if capped else None, None))
     ledger = SkipLedger()
     for start, length in skips:
         ledger = ledger.add(start, start + length)
@@ -165,6 +177,48 @@ def test_plan_refuses_when_datasets_are_not_those_of_the_config(dataset: Dataset
         DataPlan([dataset, dataset], DataConfig(dataset="x"), seed=0, global_batch_size=1)
 
 
+def test_batches_take_the_sizes_of_their_steps_when_there_is_a_warm_up(dataset: Dataset) -> None:
+    plan = _plan(dataset, warmup=WARMUP)
+    skips = SkipLedger().add(4, 6)
+    batches = [plan.batch_indices(step, skips).tolist() for step in range(1, 8)]
+    assert batches == [
+        [0],
+        [1],
+        [2, 3, 6],
+        [7, 8, 9],
+        [10, 11, 12],
+        [13, 14, 15, 16],
+        [17, 18, 19, 20],
+    ]
+    assert plan.position_after(3, skips) == 7
+
+
+def test_possible_steps_count_the_smaller_ones_when_there_is_a_warm_up(dataset: Dataset) -> None:
+    plan = _plan(dataset, warmup=WARMUP, epochs=(1,))
+    assert plan.total_sequences is not None
+    possible = 5 + (plan.total_sequences - 11) // 4
+    plan.check_steps(possible)
+    with pytest.raises(OrderError, match=rf"at 1, then 3, then 4 sequences a step, .*: {possible} steps are possible"):
+        plan.check_steps(possible + 1)
+
+
+def test_sizes_are_those_of_the_steps_when_the_data_begins_within_the_warm_up(dataset: Dataset) -> None:
+    later = _plan(dataset, warmup=WARMUP, epochs=(1,), begins_after_step=3)
+    batches = [later.batch_indices(step, SkipLedger()).tolist() for step in range(4, 7)]
+    assert batches == [[0, 1, 2], [3, 4, 5], [6, 7, 8, 9]]
+    assert later.total_sequences is not None
+    possible = 5 + (later.total_sequences - 6) // 4
+    later.check_steps(possible)
+    with pytest.raises(OrderError, match=f": {possible} steps are possible"):
+        later.check_steps(possible + 1)
+
+
+def test_fingerprint_holds_the_warm_up_where_there_is_one(dataset: Dataset) -> None:
+    assert "batch_size_warmup" not in _plan(dataset).describe()
+    assert _plan(dataset, warmup=WARMUP).describe()["batch_size_warmup"] == [[2, 1], [5, 3]]
+    assert _plan(dataset, warmup=WARMUP).fingerprint != _plan(dataset, warmup=WARMUP[:1]).fingerprint
+
+
 def test_sequences_begin_at_the_first_when_the_data_begins_after_a_step(dataset: Dataset) -> None:
     plain, later = _plan(dataset), _plan(dataset, begins_after_step=10)
     skips = SkipLedger().add(2, 5)
@@ -181,7 +235,7 @@ def test_steps_are_refused_when_the_data_begins_after_them(dataset: Dataset) -> 
 def test_possible_steps_count_those_before_the_data_began(dataset: Dataset) -> None:
     plain = _plan(dataset, epochs=(1,))
     assert plain.total_sequences is not None
-    possible = plain.total_sequences // plain.global_batch_size
+    possible = plain.total_sequences // plain.batch_sizes.final
     later = _plan(dataset, epochs=(1,), begins_after_step=10)
     later.check_steps(possible + 10)
     with pytest.raises(OrderError, match=f": {possible + 10} steps are possible"):

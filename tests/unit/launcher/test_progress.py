@@ -11,6 +11,8 @@ from rich.console import Console
 
 from launcher.progress import TrainingProgress
 
+TOKENS_PER_STEP = 256
+
 
 class Clock:
     def __init__(self) -> None:
@@ -35,6 +37,8 @@ def _train(step: int, max_steps: int = 100, loss: float | None = 4.0) -> dict[st
         "type": "train",
         "step": step,
         "max_steps": max_steps,
+        "max_tokens": max_steps * TOKENS_PER_STEP,
+        "train/tokens": step * TOKENS_PER_STEP,
         "train/loss": loss,
         "train/perplexity": None if loss is None else 54.598,
         "speed/tokens_per_second": 12345.6,
@@ -132,6 +136,14 @@ def test_plain_view_says_not_available_when_the_loss_is_not_finite(console: Cons
     with TrainingProgress(console, interactive=False, clock=clock) as progress:
         progress(_train(1, loss=None))
     assert _lines(console) == ["step 1/100  1.0 %  loss n/a  perplexity n/a  12,346 tokens/s"]
+
+
+def test_time_left_counts_tokens_when_later_steps_are_larger(console: Console, clock: Clock) -> None:
+    with TrainingProgress(console, interactive=False, clock=clock) as progress:
+        for step in (1, 2):
+            progress({**_train(step), "max_tokens": 100 * TOKENS_PER_STEP + 50 * TOKENS_PER_STEP})
+            clock.seconds += 20
+    assert "49:20 left" in _lines(console)[-1]  # 148 times the tokens of a step that took 20 seconds
 
 
 def test_time_left_counts_from_the_step_that_a_run_resumed_at(console: Console, clock: Clock) -> None:
