@@ -21,7 +21,9 @@ from llm.hugging_face.configuration import CONFIG_FILE, write_document
 from llm.hugging_face.families import Family
 from llm.hugging_face.publish import published_directory, write_durably
 from llm.hugging_face.safetensors_file import write_safetensors
+from llm.hugging_face.sentencepiece_model import SentencePieceModel, SpecialTokens
 from llm.hugging_face.tensors import Piece, pieces
+from llm.hugging_face.tokenizer import tokenizer_files
 from llm.hugging_face.weights import INDEX_FILE, WHOLE_FILE
 
 logger = logging.getLogger(__name__)
@@ -31,18 +33,6 @@ MAX_SHARD_BYTES = 5 * 10**9
 """As in transformers: a size that other tools and the hub expect."""
 _DTYPES: dict[ExportDtype, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _RESERVED = (CONFIG_FILE, "generation_config.json", INDEX_FILE)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SpecialTokens:
-    """Ids that a program needs to know to generate text."""
-
-    bos: int | None
-    """Begins a text."""
-    eos: int | None
-    """Ends a text."""
-    pad: int | None
-    """Fills rows; null where the tokenizer has none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +50,7 @@ def export_model(
     config: ModelConfig,
     read: Callable[[str], Tensor],
     *,
-    tokens: SpecialTokens,
+    tokenizer: SentencePieceModel | SpecialTokens,
     sequence_length: int,
     dtype: ExportDtype = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
@@ -74,20 +64,26 @@ def export_model(
         target: The directory; must not exist, and appears when it is whole.
         config: Of the model, with vocab_size known.
         read: Gives a parameter by its name: any floating dtype and device.
-        tokens: Special tokens.
+        tokenizer: What the model was trained with, whose files are written too; or the special tokens alone, where it
+            has no SentencePiece model or its files come among the others.
         sequence_length: What max_position_embeddings says where the model sets no limit: the length of the training.
         dtype: Of the file's numbers.
         max_shard_bytes: Weights beyond this are divided over files; a larger tensor has a file of its own.
-        other_files: Content by name; see `llm.hugging_face.tokenizer.tokenizer_files`.
+        other_files: More files, content by name.
 
     Raises:
-        ExportError: The target exists, no family expresses the model, or `read` gives something else than the model
-            has.
+        ExportError: The target exists, no family expresses the model or no tokenizer of Hugging Face the tokenizer, or
+            `read` gives something else than the model has.
     """
     if config.max_position_embeddings is None:
         config = dataclasses.replace(config, max_position_embeddings=sequence_length)
+    assert config.max_position_embeddings is not None
     family, document = write_document(config)
-    _check_arguments(config, tokens, max_shard_bytes, other_files or {})
+    tokens, files = tokenizer if isinstance(tokenizer, SpecialTokens) else tokenizer.tokens, dict(other_files or {})
+    if isinstance(tokenizer, SentencePieceModel):
+        _check_vocabulary(config, tokenizer)
+        files = tokenizer_files(tokenizer, family.model_type, config.max_position_embeddings) | files
+    _check_arguments(config, tokens, max_shard_bytes, files)
     torch_dtype = _DTYPES[dtype]
     shards = _divided(pieces(family, config), max_shard_bytes // torch_dtype.itemsize)
     parts = _cut(family, config, read, torch_dtype)
@@ -102,11 +98,19 @@ def export_model(
         documents = _documents(document, tokens, dtype) | _index(shards, torch_dtype)
         for name, content in documents.items():
             write_durably(working / name, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
-        for name, data in (other_files or {}).items():
+        for name, data in files.items():
             write_durably(working / name, data)
     logger.info("exported a %s model to %s", family.model_type, target)
     size = sum(piece.size for members in shards.values() for piece in members) * torch_dtype.itemsize
     return Exported(directory=target, model_type=family.model_type, weight_files=tuple(shards), weight_bytes=size)
+
+
+def _check_vocabulary(config: ModelConfig, tokenizer: SentencePieceModel) -> None:
+    if len(tokenizer.pieces) > vocabulary_size(config):
+        raise ExportError(
+            f"the tokenizer has {len(tokenizer.pieces)} pieces and the model {vocabulary_size(config)} tokens: some "
+            "would be outside of it. Give the tokenizer that the model was trained with."
+        )
 
 
 def _check_arguments(

@@ -47,8 +47,7 @@ def published_directory(target: Path) -> Iterator[Path]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield working
         os.fsync(lock)
-        os.rename(working, target)
-        _sync(target.parent)
+        _rename(working, target)
     except BaseException:
         shutil.rmtree(working, ignore_errors=True)
         raise
@@ -64,6 +63,20 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def _rename(working: Path, target: Path) -> None:
+    try:
+        os.rename(working, target)
+    except OSError as error:
+        raise ExportError(
+            f"{target} exists already: another export wrote it meanwhile ({error.strerror}). Give another directory."
+        ) from error
+    descriptor = os.open(target.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _remove_leftovers(parent: Path, prefix: str) -> None:
     for leftover in parent.glob(f"{prefix}*"):
         lock = os.open(leftover, os.O_RDONLY)
@@ -75,11 +88,3 @@ def _remove_leftovers(parent: Path, prefix: str) -> None:
             os.close(lock)
         logger.info("removing %s, left by an export that did not finish", leftover)
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -1,13 +1,18 @@
-"""Tiny models of every family with random weights, made and saved by transformers."""
+"""Tiny models of every family with random weights, made and saved by transformers; and SentencePiece models."""
 
 from __future__ import annotations
 
+import gzip
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import sentencepiece
 import torch
+
+import data_pipeline.sample
 
 VOCABULARY = 97
 LAYERS = 4
@@ -141,3 +146,39 @@ def make_twin(tmp_path_factory: pytest.TempPathFactory) -> MakeTwin:
 def case(request: pytest.FixtureRequest) -> str:
     """Every case in turn."""
     return str(request.param)
+
+
+@pytest.fixture(scope="session")
+def novel() -> str:
+    path = Path(data_pipeline.sample.__file__).parent / "pride_and_prejudice.txt.gz"
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return file.read()
+
+
+def _train_bytes(texts: list[str], **options: Any) -> bytes:
+    model = io.BytesIO()
+    defaults: dict[str, Any] = {
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+        "remove_extra_whitespaces": False,
+        "allow_whitespace_only_pieces": True,
+        "hard_vocab_limit": False,
+        "minloglevel": 2,
+    }
+    lines = (line for text in texts for line in text.split("\n"))
+    sentencepiece.SentencePieceTrainer.train(sentence_iterator=lines, model_writer=model, **(defaults | options))
+    return model.getvalue()
+
+
+@pytest.fixture(scope="session")
+def train_bytes() -> Callable[..., bytes]:
+    """Trains a SentencePiece model on texts; keywords are the trainer's. Gives the content of the .model file."""
+    return _train_bytes
+
+
+@pytest.fixture(scope="session")
+def runs_model(novel: str) -> bytes:
+    """BPE full of pieces that arise in several ways: runs, and words of two letters repeated."""
+    texts = ["".join("a" * n + "b" * (n % 3) for n in range(12)), "abab" * 20, "ababa" * 9, "aabaab" * 9, " " * 50]
+    return _train_bytes([*texts * 5, novel[:2000]], vocab_size=420, model_type="bpe")

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from llm.accounting import parameter_shapes
 from llm.config import ModelConfig
-from llm.errors import ExportError, ProofError
-from llm.hugging_face.export import ExportDtype, SpecialTokens, export_model
-from llm.hugging_face.proof import LARGEST_DIFFERENCE, prove_export
+from llm.errors import ExportError
+from llm.hugging_face.export import export_model
+from llm.hugging_face.sentencepiece_model import SpecialTokens, read_sentencepiece
 from llm.hugging_face.weights import HuggingFaceWeights
 from llm.initialization import initial_value
 
@@ -43,7 +43,7 @@ def rows() -> Tensor:
 
 
 def export(target: Path, config: ModelConfig, **options: Any) -> Path:
-    defaults: dict[str, Any] = {"tokens": TOKENS, "sequence_length": 64}
+    defaults: dict[str, Any] = {"tokenizer": TOKENS, "sequence_length": 64}
     return export_model(target, config, initial(config), **(defaults | options)).directory
 
 
@@ -53,7 +53,7 @@ def tensors_of(directory: Path) -> dict[str, Tensor]:
 
 def test_tensors_are_the_same_when_exported_again(case: str, make_twin: MakeTwin, tmp_path: Path) -> None:
     weights = HuggingFaceWeights(make_twin(case)[1])
-    export_model(tmp_path / "out", weights.config, weights.read, tokens=TOKENS, sequence_length=64)
+    export_model(tmp_path / "out", weights.config, weights.read, tokenizer=TOKENS, sequence_length=64)
     theirs, again = tensors_of(make_twin(case)[1]), tensors_of(tmp_path / "out")
     assert theirs.keys() == again.keys()
     for name, tensor in theirs.items():
@@ -67,7 +67,7 @@ def test_transformers_computes_the_same_when_exported_again(case: str, make_twin
     transformers = pytest.importorskip("transformers")
     twin, directory = make_twin(case)
     weights = HuggingFaceWeights(directory)
-    out = export_model(tmp_path / "out", weights.config, weights.read, tokens=TOKENS, sequence_length=64).directory
+    out = export_model(tmp_path / "out", weights.config, weights.read, tokenizer=TOKENS, sequence_length=64).directory
     loaded, info = transformers.AutoModelForCausalLM.from_pretrained(
         out, attn_implementation="eager", output_loading_info=True
     )
@@ -79,65 +79,6 @@ def test_transformers_computes_the_same_when_exported_again(case: str, make_twin
         ours, theirs = (model.eval()(input_ids=rows(), use_cache=False).logits for model in (loaded, twin))
     exact = not case.startswith("gemma")
     torch.testing.assert_close(ours, theirs, atol=0 if exact else 1e-4, rtol=0)
-
-
-def test_an_export_is_proven_when_it_is_whole(case: str, make_twin: MakeTwin, tmp_path: Path) -> None:
-    weights = HuggingFaceWeights(make_twin(case)[1])
-    out = export_model(tmp_path / "out", weights.config, weights.read, tokens=TOKENS, sequence_length=64).directory
-    proof = prove_export(out, weights.config, weights.read, rows())
-    assert proof.positions == 80
-    assert proof.relative_difference < LARGEST_DIFFERENCE / 5
-    assert proof.logit_scale > 0.01
-
-
-@pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
-def test_an_export_in_bf16_is_proven(case: str, make_twin: MakeTwin, tmp_path: Path) -> None:
-    weights = HuggingFaceWeights(make_twin(case)[1])
-    bf16: ExportDtype = "bfloat16"
-    options: dict[str, Any] = {"tokens": TOKENS, "sequence_length": 64, "dtype": bf16}
-    out = export_model(tmp_path / "out", weights.config, weights.read, **options).directory
-    assert {tensor.dtype for tensor in tensors_of(out).values()} == {torch.bfloat16}
-    assert prove_export(out, weights.config, weights.read, rows()).relative_difference < LARGEST_DIFFERENCE
-
-
-def test_a_model_of_this_program_is_proven_when_it_sets_no_limit_and_came_from_nowhere(tmp_path: Path) -> None:
-    config = small(num_key_value_heads=2, initializer_range=0.2)
-    out = export(tmp_path / "out", config)
-    assert json.loads((out / "config.json").read_bytes())["max_position_embeddings"] == 64
-    assert prove_export(out, config, initial(config), rows()).relative_difference < LARGEST_DIFFERENCE
-
-
-def test_an_export_is_refused_by_the_proof_when_a_weight_differs(tmp_path: Path) -> None:
-    config = small(initializer_range=0.2)
-    out = export(tmp_path / "out", config)
-
-    def altered(name: str) -> Tensor:
-        value = initial(config)(name)
-        return value * 1.01 if name == "model.layers.1.self_attn.qkv_proj.weight" else value
-
-    with pytest.raises(ProofError, match=r"computes other logits from .*out than the model .* at most 0\.0001 of it"):
-        prove_export(out, config, altered, rows())
-
-
-def test_a_proof_is_refused_when_logits_are_not_finite(tmp_path: Path) -> None:
-    config = small()
-
-    def broken(name: str) -> Tensor:
-        return initial(config)(name) * float("nan")
-
-    out = export_model(tmp_path / "out", config, broken, tokens=TOKENS, sequence_length=64).directory
-    with pytest.raises(ProofError, match="are not finite: nothing can be compared"):
-        prove_export(out, config, broken, rows())
-
-
-def test_a_proof_is_refused_when_transformers_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small()
-    out = export(tmp_path / "out", config)
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(
-        ProofError, match=r"transformers, which is not installed here\. Install it .*longhaul\[export\]"
-    ):
-        prove_export(out, config, initial(config), rows())
 
 
 def test_weights_are_divided_over_files_when_they_exceed_the_limit(tmp_path: Path) -> None:
@@ -154,13 +95,14 @@ def test_weights_are_divided_over_files_when_they_exceed_the_limit(tmp_path: Pat
         assert sum(tensor.nbytes for tensor in tensors.values()) <= limit
         assert {name for name, place in index["weight_map"].items() if place == file} == set(tensors)
     assert index["metadata"]["total_size"] == sum(tensor.nbytes for tensor in tensors_of(out).values())
-    assert prove_export(out, config, initial(config), rows()).relative_difference < LARGEST_DIFFERENCE
+    weights = HuggingFaceWeights(out)
+    assert all(torch.equal(weights.read(name), initial(config)(name)) for name in weights.names)
 
 
 def test_a_tensor_has_a_file_of_its_own_when_it_exceeds_the_limit(tmp_path: Path) -> None:
     config = small(num_hidden_layers=1)
     files = export_model(
-        tmp_path / "out", config, initial(config), tokens=TOKENS, sequence_length=64, max_shard_bytes=1
+        tmp_path / "out", config, initial(config), tokenizer=TOKENS, sequence_length=64, max_shard_bytes=1
     ).weight_files
     assert len(files) == 11
     weights = HuggingFaceWeights(tmp_path / "out")
@@ -175,7 +117,7 @@ def test_each_parameter_is_asked_for_once(tmp_path: Path) -> None:
         asked.append(name)
         return initial(config)(name)
 
-    export_model(tmp_path / "out", config, read, tokens=TOKENS, sequence_length=64)
+    export_model(tmp_path / "out", config, read, tokenizer=TOKENS, sequence_length=64)
     assert asked == list(parameter_shapes(config))
 
 
@@ -196,29 +138,22 @@ def test_other_files_are_refused_when_their_names_are_not_free(name: str, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: path.symlink_to("nowhere")])
-def test_an_export_is_refused_when_the_target_exists(make: Callable[[Path], None], tmp_path: Path) -> None:
-    make(tmp_path / "out")
+def test_an_export_is_refused_when_the_target_exists(tmp_path: Path) -> None:
+    export(tmp_path / "out", small())
     with pytest.raises(ExportError, match=r"out exists already, and an export never changes .* Give another directory"):
         export(tmp_path / "out", small())
 
 
-def test_an_export_is_refused_when_the_disk_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(ExportError, match=r"cannot be written \((Not a directory|File exists).* Give a directory on"):
-        export(tmp_path / "file" / "out", small())
-
-
 def test_an_export_is_refused_when_a_special_token_is_outside_the_vocabulary(tmp_path: Path) -> None:
     with pytest.raises(ExportError, match=r"the eos token is 97, and the model has the tokens 0 to 96\. Give"):
-        export(tmp_path / "out", small(), tokens=SpecialTokens(bos=1, eos=97, pad=None))
+        export(tmp_path / "out", small(), tokenizer=SpecialTokens(bos=1, eos=97, pad=None))
 
 
 def test_an_export_is_refused_when_a_parameter_has_another_shape(tmp_path: Path) -> None:
     with pytest.raises(
         ExportError, match=r"model\.embed_tokens\.weight came as .* \(3,\), and the model's is .* \(97,"
     ):
-        export_model(tmp_path / "out", small(), lambda name: torch.ones(3), tokens=TOKENS, sequence_length=64)
+        export_model(tmp_path / "out", small(), lambda name: torch.ones(3), tokenizer=TOKENS, sequence_length=64)
 
 
 def test_nothing_is_left_when_an_export_fails(tmp_path: Path) -> None:
@@ -230,38 +165,27 @@ def test_nothing_is_left_when_an_export_fails(tmp_path: Path) -> None:
         return initial(config)(name)
 
     with pytest.raises(OSError, match="the checkpoint is gone"):
-        export_model(tmp_path / "out", config, read, tokens=TOKENS, sequence_length=64)
+        export_model(tmp_path / "out", config, read, tokenizer=TOKENS, sequence_length=64)
     assert list(tmp_path.iterdir()) == []
 
 
-KILLED = """
-import os, sys
-from pathlib import Path
-sys.path[:0] = {path!r}
-from llm.config import ModelConfig
-from llm.hugging_face.export import SpecialTokens, export_model
-from llm.initialization import initial_value
-from llm.accounting import parameter_shapes
-config = ModelConfig(vocab_size=97, hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=56)
-shapes = parameter_shapes(config)
-def read(name):
-    if name.startswith("model.layers.2"):
-        os.kill(os.getpid(), 9)
-    return initial_value(name, shapes[name], config, 3)
-tokens = SpecialTokens(bos=1, eos=2, pad=None)
-export_model(Path(sys.argv[1]), config, read, tokens=tokens, sequence_length=64, max_shard_bytes=20_000)
-"""
+def test_transformers_generates_text_when_model_and_tokenizer_were_exported(runs_model: bytes, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    tokenizer = read_sentencepiece(runs_model, "t.model")
+    out = export(tmp_path / "out", small(vocab_size=len(tokenizer.pieces)), tokenizer=tokenizer)
+    assert (out / "tokenizer.model").read_bytes() == runs_model
+    assert json.loads((out / "config.json").read_bytes())["eos_token_id"] == 2
+    text = transformers.pipeline("text-generation", str(out))("ab ab", max_new_tokens=5, do_sample=False)
+    assert text[0]["generated_text"].startswith("ab ab")
 
 
-def test_what_a_killed_export_left_is_hidden_and_removed_by_the_next(tmp_path: Path) -> None:
-    code = KILLED.format(path=sys.path)
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
-    assert result.returncode == -9
-    [left] = tmp_path.iterdir()
-    assert left.name.startswith(".out.exporting-")
-    assert list(left.glob("*.safetensors"))
-    export(tmp_path / "out", small())
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+def test_an_export_is_refused_when_the_tokenizer_has_more_pieces_than_the_model(
+    runs_model: bytes, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        ExportError, match=r"the tokenizer has \d+ pieces and the model 97 tokens: some would be outside"
+    ):
+        export(tmp_path / "out", small(), tokenizer=read_sentencepiece(runs_model, "t.model"))
 
 
 def test_memory_is_bounded_by_a_parameter_when_a_model_is_large(tmp_path: Path) -> None:
@@ -272,7 +196,8 @@ from pathlib import Path
 sys.path[:0] = {path!r}
 import torch
 from llm.config import ModelConfig
-from llm.hugging_face.export import SpecialTokens, export_model
+from llm.hugging_face.export import export_model
+from llm.hugging_face.sentencepiece_model import SpecialTokens
 from llm.hugging_face.weights import HuggingFaceWeights
 from llm.accounting import parameter_shapes
 def export(layers, out):
@@ -280,7 +205,7 @@ def export(layers, out):
         intermediate_size=512)
     shapes = parameter_shapes(config)
     export_model(Path(sys.argv[1]) / out, config, lambda name: torch.ones(shapes[name]),
-        tokens=SpecialTokens(bos=1, eos=2, pad=None), sequence_length=64)
+        tokenizer=SpecialTokens(bos=1, eos=2, pad=None), sequence_length=64)
 export(1, "small")
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 export(12, "large")
