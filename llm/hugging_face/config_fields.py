@@ -8,8 +8,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Protocol, TypeVar
 
 from llm.errors import HuggingFaceConfigError
@@ -225,17 +226,27 @@ class SomeLayersSlide:
         return document
 
 
+@cache
+def _adapter(kind: Hashable) -> Any:
+    """Takes 30 ms to make, and an export tries every family."""
+    from pydantic import TypeAdapter
+
+    adapter: Any = TypeAdapter(kind)
+    return adapter
+
+
 def validated(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
     """A configuration of values that came from a file, each of the type that its field has.
 
     Raises:
         HuggingFaceConfigError: They are not, or do not go together.
     """
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ValidationError
 
     try:
         # As JSON, in which strict mode takes an object for a dataclass and a list for a tuple.
-        return TypeAdapter(kind).validate_json(json.dumps(dict(values), default=dataclasses.asdict))
+        checked: _Config = _adapter(kind).validate_json(json.dumps(dict(values), default=dataclasses.asdict))
+        return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])

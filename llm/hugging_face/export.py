@@ -72,9 +72,11 @@ def export_model(
         other_files: More files, content by name.
 
     Raises:
+        ModelConfigError: vocab_size is still null.
         ExportError: The target exists, no family expresses the model or no tokenizer of Hugging Face the tokenizer, or
             `read` gives something else than the model has.
     """
+    vocabulary_size(config)
     if config.max_position_embeddings is None:
         config = dataclasses.replace(config, max_position_embeddings=sequence_length)
     assert config.max_position_embeddings is not None

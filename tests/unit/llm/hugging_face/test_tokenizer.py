@@ -28,7 +28,7 @@ UNEXACT_SHARE = 1e-4
 PIECES = ["a", "b", "aa", "ab", "the", " the", " ", "  ", "   ", "\n", "\n\n", "\t", "\r\n", "\u2581", "\u2581\u2581 "]
 NAMES = ["<s>", "</s>", "<pad>", "<unk>", "<0x0A>", "<0x41>", "<", "<0x", "s>", "\u00e9", "e\u0301", "\U0001f600", "0"]
 TEXTS = st.one_of(st.text(max_size=60), st.lists(st.sampled_from(PIECES + NAMES), max_size=40).map("".join))
-EXAMPLES = settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EXAMPLES = settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TrainBytes = Callable[..., bytes]
 
