@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from llm.errors import HuggingFaceConfigError
 from llm.model_config import LayerType, ModelConfig
@@ -227,12 +227,11 @@ class SomeLayersSlide:
 
 
 @cache
-def _adapter(kind: Hashable) -> Any:
+def _adapter(kind: Any) -> Any:
     """Takes 30 ms to make, and an export tries every family."""
     from pydantic import TypeAdapter
 
-    adapter: Any = TypeAdapter(kind)
-    return adapter
+    return TypeAdapter(kind)
 
 
 def validated(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
@@ -245,7 +244,8 @@ def validated(kind: type[_Config], values: Mapping[str, Any]) -> _Config:
 
     try:
         # As JSON, in which strict mode takes an object for a dataclass and a list for a tuple.
-        checked: _Config = _adapter(kind).validate_json(json.dumps(dict(values), default=dataclasses.asdict))
+        adapter = _adapter(cast(Hashable, kind))
+        checked: _Config = adapter.validate_json(json.dumps(dict(values), default=dataclasses.asdict))
         return checked
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
