@@ -41,3 +41,23 @@ class GenerationError(ModelError, ValueError):
 
 class BaselineError(ModelError, ValueError):
     """The n-gram baseline cannot be counted over the data given."""
+
+
+class HuggingFaceError(ModelError):
+    """A model cannot be exchanged with Hugging Face."""
+
+
+class HuggingFaceConfigError(HuggingFaceError, ValueError):
+    """A config.json is unreadable, or describes what this program does not compute."""
+
+
+class HuggingFaceWeightsError(HuggingFaceError, ValueError):
+    """Weight files are missing, torn, or do not hold what config.json promises."""
+
+
+class ExportError(HuggingFaceError, ValueError):
+    """A model or tokenizer cannot be written as asked."""
+
+
+class ProofError(HuggingFaceError):
+    """An exported directory does not compute what the model computes, or nothing is there to compare it with."""
