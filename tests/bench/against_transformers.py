@@ -68,9 +68,17 @@ class HuggingFace(nn.Module):
             )
         )
 
-    def forward(self, tokens: Tensor, targets: Tensor, weights: Tensor, documents: Tensor | None) -> LossSums:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        weights: Tensor,
+        documents: Tensor | None,
+        dropout_keys_B: Tensor | None = None,
+    ) -> LossSums:
         """Its own loss, as a sum."""
         assert documents is None
+        assert dropout_keys_B is None
         loss = self.inner(input_ids=tokens, labels=targets, shift_labels=targets).loss
         return LossSums(loss * targets.numel(), loss.detach() * targets.numel(), weights.sum(), {})
 

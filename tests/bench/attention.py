@@ -44,8 +44,9 @@ def layouts(rows: int, length: int, device: str) -> dict[str, tuple[Tensor | Non
 def _documents(rows: int, length: int, mean: float) -> Tensor:
     draw = torch.Generator().manual_seed(0)
     lengths = torch.empty(rows * length).exponential_(1 / mean, generator=draw).ceil().long()
-    ids = torch.repeat_interleave(torch.arange(len(lengths)), lengths)[: rows * length]
-    return ids.reshape(rows, length).int()
+    ids = torch.repeat_interleave(torch.arange(len(lengths)), lengths)
+    begin = max(int(lengths[0]) - length // 2, 0)  # so that some row holds a boundary, however long documents are
+    return ids[begin : begin + rows * length].reshape(rows, length).int()
 
 
 def seconds(once: Pass, heads: list[Tensor], upstream: Tensor, clock: Callable[[], float]) -> float:

@@ -252,7 +252,7 @@ def test_checkpoint_is_not_condemned_when_changed_libraries_explain_another_loss
     config = tiny_run(tmp_path, dataset)
     kill_attempt(config, 11, published=8)
     falsify_next_loss(config, 8, attention="eager")
-    with pytest.raises(RunRefusedError, match=r"changed since then: \{'attention': \['eager', 'sdpa'\]\}"):
+    with pytest.raises(RunRefusedError, match=r"changed since then: \{'attention': \['eager', 'varlen'\]\}"):
         attempt_alone(config)
     assert list_checkpoints(tmp_path / "tiny")[-1].problem is None
 
