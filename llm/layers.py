@@ -6,8 +6,6 @@ Legend: B batch, T sequence, D model, H query heads, G key/value heads, K head s
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -18,15 +16,10 @@ from llm.attention import AttentionMask, Backend, ScoreRule
 from llm.dropout import Dropout, drop
 from llm.expert_backends import resolve_experts
 from llm.experts import MixtureOfExperts, RouterSums
+from llm.fused import ACTIVATIONS, gated, rms_norm, rotated_heads
 from llm.kv_cache import LayerCache
 from llm.model_config import ModelConfig
 from llm.rotary import Rotary, rotate
-
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "silu": F.silu,
-    "gelu": F.gelu,
-    "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
-}
 
 
 class Linear(nn.Module):
@@ -67,7 +60,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Shape: (..., size) -> (..., size), same dtype."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class LayerNorm(nn.Module):
@@ -130,13 +123,15 @@ class Attention(nn.Module):
     def forward(self, x_BTD: Tensor, around: Surroundings, cache: LayerCache | None = None) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D). With a cache, the new keys and values are added to it."""
         H, G, K = self.heads
-        qk_BTNK, v_BTGK = self.qkv_proj(x_BTD).unflatten(-1, (H + 2 * G, K)).split((H + G, G), dim=2)
-        if self.q_norm is not None and self.k_norm is not None:
-            q_BTHK, k_BTGK = qk_BTNK.split((H, G), dim=2)
-            qk_BTNK = torch.cat((self.q_norm(q_BTHK), self.k_norm(k_BTGK)), dim=2)
-        if around.rotary is not None:
-            qk_BTNK = rotate(qk_BTNK, around.rotary)
-        q_BTHK, k_BTGK = qk_BTNK.split((H, G), dim=2)
+        qkv_BTNK = self.qkv_proj(x_BTD).unflatten(-1, (H + 2 * G, K))
+        if self.q_norm is None and around.rotary is not None:
+            q_BTHK, k_BTGK, v_BTGK = rotated_heads(qkv_BTNK, around.rotary, H, G)
+        else:
+            q_BTHK, k_BTGK, v_BTGK = qkv_BTNK.split((H, G, G), dim=2)
+            if self.q_norm is not None and self.k_norm is not None:
+                q_BTHK, k_BTGK = self.q_norm(q_BTHK), self.k_norm(k_BTGK)
+            if around.rotary is not None:
+                q_BTHK, k_BTGK = rotate(q_BTHK, around.rotary), rotate(k_BTGK, around.rotary)
         if cache is not None:
             k_BTGK, v_BTGK = cache.append(k_BTGK, v_BTGK)
         scores = self.scores
@@ -155,14 +150,13 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[config.hidden_act]
+        self.activation = config.hidden_act
         self.gate_up_proj = Linear(config.hidden_size, 2 * config.intermediate_size, bias=config.mlp_bias)
         self.down_proj = Linear(config.intermediate_size, config.hidden_size, bias=config.mlp_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Shape: (B, T, D) -> (B, T, D)."""
-        gate_BTF, up_BTF = self.gate_up_proj(x_BTD).chunk(2, dim=-1)
-        down_BTD: Tensor = self.down_proj(self.activation(gate_BTF) * up_BTF)
+        down_BTD: Tensor = self.down_proj(gated(self.gate_up_proj(x_BTD), self.activation))
         return down_BTD
 
 

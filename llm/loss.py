@@ -44,6 +44,10 @@ class LossRule(NamedTuple):
         logits = products if self.scale == 1.0 else products * self.scale
         return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
+    def slope(self, logits: Tensor) -> Tensor | None:
+        """d logits / d (scale * product), in fp32; None where it is 1 everywhere."""
+        return None if self.softcap is None else 1 - (logits.float() / self.softcap) ** 2
+
 
 PLAIN = LossRule()
 Z_LOSS = "z_loss"
@@ -140,20 +144,31 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(hidden_ND), rows):
             part = slice(start, start + rows)
             hidden_CD, targets_C1, weights_C1 = hidden_ND[part], targets_N[part, None], weights_N[part, None]
-            logits_CV = rule.logits(F.linear(hidden_CD, weight_VD).float())
-            logsumexp_C1 = logits_CV.logsumexp(dim=1, keepdim=True)
-            losses_C1 = logsumexp_C1 - logits_CV.gather(1, targets_C1)
+            logits_CV = F.linear(hidden_CD, weight_VD)
+            if rule.softcap is not None or rule.scale != 1.0:
+                logits_CV = rule.logits(logits_CV.float())
+            slope_CV = rule.slope(logits_CV)
+            target_logits_C1 = logits_CV.gather(1, targets_C1).float()
+            logits_CV = logits_CV.log_softmax(dim=1, dtype=torch.float32)
+            losses_C1 = -logits_CV.gather(1, targets_C1)
+            logsumexp_C1 = target_logits_C1 + losses_C1
             loss_sum += (torch.where(weights_C1 == 0, 0.0, losses_C1) * weights_C1).sum()
             if rule.z_loss:
                 squares_C1 = torch.where(weights_C1 == 0, 0.0, logsumexp_C1**2)
                 z_sum += rule.z_loss * (squares_C1 * weights_C1).sum()
             if grad_hidden_ND is None and grad_weight_VD is None:
                 continue
-            grad_CV = _gradient_of_products(logits_CV, logsumexp_C1, targets_C1, weights_C1, rule).to(hidden_ND.dtype)
+            grad_CV = _gradient_of_logits(logits_CV, logsumexp_C1, targets_C1, weights_C1, rule)
+            if slope_CV is not None:
+                grad_CV = grad_CV.mul_(slope_CV)
+            grad_CV = grad_CV.to(hidden_ND.dtype)
+            # weights of rows and the scale of logits go to the narrow factors of the products
+            row_scale_C1 = (weights_C1 * rule.scale).to(hidden_ND.dtype)
             if grad_hidden_ND is not None:
-                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[part])
+                torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[part]).mul_(row_scale_C1)
             if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_CV, hidden_CD)
+                _add_product(grad_weight_VD, grad_CV, hidden_CD * row_scale_C1)
+            del logits_CV, grad_CV, slope_CV  # else they live while the next chunk's are made
         context.save_for_backward(grad_hidden_ND, grad_weight_VD)
         context.weight_dtype = weight_VD.dtype
         context.mark_non_differentiable(loss_sum, z_sum)
@@ -172,18 +187,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return grad_hidden_ND, grad_weight_VD, None, None, None, None
 
 
-def _gradient_of_products(
-    logits_CV: Tensor, logsumexp_C1: Tensor, targets_C1: Tensor, weights_C1: Tensor, rule: LossRule
+def _gradient_of_logits(
+    log_softmax_CV: Tensor, logsumexp_C1: Tensor, targets_C1: Tensor, weights_C1: Tensor, rule: LossRule
 ) -> Tensor:
-    """Gradient of a chunk's objective by its products, made in the memory of the logits."""
-    # d logits / d product = scale * (1 - (logits / softcap)^2), taken before the logits are overwritten
-    slope_CV = None if rule.softcap is None else 1 - (logits_CV / rule.softcap) ** 2
-    softmax_CV = logits_CV.sub_(logsumexp_C1).exp_()
+    """Gradient of a chunk's objective, before rows are weighted, made in the memory of the logarithms."""
+    softmax_CV = log_softmax_CV.exp_()
     if rule.z_loss:
         softmax_CV.mul_(1 + 2 * rule.z_loss * logsumexp_C1)
     softmax_CV.scatter_add_(1, targets_C1, torch.full_like(logsumexp_C1, -1.0))
-    grad_CV = softmax_CV.mul_(weights_C1 * rule.scale).masked_fill_(weights_C1 == 0, 0.0)
-    return grad_CV if slope_CV is None else grad_CV.mul_(slope_CV)
+    left_out_C = weights_C1[:, 0] == 0
+    if left_out_C.is_cuda or bool(left_out_C.any()):  # on a GPU asking would wait for it
+        softmax_CV.masked_fill_(left_out_C[:, None], 0.0)  # 0 times what is not finite would be nan
+    return softmax_CV
 
 
 def _add_product(total_VD: Tensor, grad_logits_CV: Tensor, hidden_CD: Tensor) -> None:
