@@ -196,7 +196,7 @@ def _gradient_of_logits(
         softmax_CV.mul_(1 + 2 * rule.z_loss * logsumexp_C1)
     softmax_CV.scatter_add_(1, targets_C1, torch.full_like(logsumexp_C1, -1.0))
     left_out_C = weights_C1[:, 0] == 0
-    if left_out_C.is_cuda or bool(left_out_C.any()):  # on a GPU asking would wait for it
+    if left_out_C.device.type != "cpu" or bool(left_out_C.any()):  # asking would wait for a GPU
         softmax_CV.masked_fill_(left_out_C[:, None], 0.0)  # 0 times what is not finite would be nan
     return softmax_CV
 
