@@ -104,7 +104,7 @@ def _load_ours(directory: Path, config: ModelConfig, read: Callable[[str], Tenso
     parameters = dict(model.named_parameters())
     name, parameter = "", torch.empty(0)
     with torch.no_grad():
-        for piece in pieces(read_config(directory).family, config):
+        for piece in pieces(read_config(directory).family.names, config):
             if piece.parameter != name:
                 name = piece.parameter
                 parameter = read(name).to("cpu", torch.float32)
