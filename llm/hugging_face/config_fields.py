@@ -16,7 +16,12 @@ from typing import Any, Protocol, TypeVar, cast
 from llm.errors import HuggingFaceConfigError
 from llm.model_config import LayerType, ModelConfig
 
-_EFFECTIVE = {"num_key_value_heads": "key_value_heads", "head_dim": "head_size", "attention_multiplier": "score_scale"}
+_EFFECTIVE = {
+    "num_key_value_heads": "key_value_heads",
+    "head_dim": "head_size",
+    "attention_multiplier": "score_scale",
+    "moe_intermediate_size": "expert_size",
+}
 _ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -174,11 +179,12 @@ class RootOfWidth:
 class EveryLayerSlides:
     """Mistral's sliding_window, which is all layers' or, when null, none's."""
 
+    default: int | None = 4096
     keys: tuple[str, ...] = ("sliding_window",)
 
     def read(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """sliding_window."""
-        return {"sliding_window": document.get("sliding_window", 4096)}
+        return {"sliding_window": document.get("sliding_window", self.default)}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """sliding_window."""

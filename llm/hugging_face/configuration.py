@@ -21,8 +21,15 @@ from llm.model_config import ModelConfig
 CONFIG_FILE = "config.json"
 _SAME = 1e-9
 """Relative; scales take a root and a square on the way there and back, in double precision."""
-_NOT_COMPUTED = ("attention", "experts", "initializer_range", "depth_scaled_initialization")
-"""Fields that say how a model is computed or begins, not what it computes."""
+_NOT_COMPUTED = (
+    "attention",
+    "experts",
+    "initializer_range",
+    "depth_scaled_initialization",
+    "router_aux_loss_coef",
+    "router_z_loss_coef",
+)
+"""Fields that say how a model is computed, begins or is driven in training, not what it computes."""
 
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, False),
@@ -36,6 +43,7 @@ _REQUIRED: dict[str, tuple[Any, ...]] = {
 """Keys of any config.json that would change what is computed, and the values that do not."""
 _REMEDIES = {
     "quantization_config": "Load it with transformers, call dequantize(), and save_pretrained what comes out.",
+    "router_jitter_noise": "It is noise of training alone: set it to 0 in a copy to go on without.",
     "auto_map": "It brings code of its own; delete the key from a copy if the model is a plain one of its type.",
 }
 _KINDS: dict[str, tuple[type, str]] = {
@@ -74,7 +82,8 @@ class Description:
 def read_config(directory: Path) -> Description:
     """The model that a Hugging Face directory describes.
 
-    Fields that say how to compute (attention, experts) or how to begin keep their defaults.
+    Fields that say how to compute (attention, experts) or how to begin keep their defaults. The z-loss of routers, for
+    which config.json has no word, is off.
 
     Raises:
         HuggingFaceConfigError: There is no config.json, it is torn, or it asks for what this program does not compute.
@@ -228,9 +237,10 @@ def _meaning(config: ModelConfig) -> dict[str, Any]:
     full = (config.rope_theta, _scaling_meaning(config))
     local = full if config.rope_local_base_freq is None else (config.rope_local_base_freq, None)
     rotates = config.position_embedding == "rope"
-    for name in _NOT_COMPUTED:
+    for name in (*_NOT_COMPUTED, "moe_intermediate_size"):
         del fields[name]
     return fields | {
+        "intermediate_size": config.expert_size,
         "num_key_value_heads": config.key_value_heads,
         "head_dim": config.head_size,
         "attention_output_bias": config.output_bias,

@@ -87,7 +87,7 @@ def export_model(
         files = tokenizer_files(tokenizer, family.model_type, config.max_position_embeddings) | files
     _check_arguments(config, tokens, max_shard_bytes, files)
     torch_dtype = _DTYPES[dtype]
-    shards = _divided(pieces(family, config), max_shard_bytes // torch_dtype.itemsize)
+    shards = _divided(pieces(family.names, config), max_shard_bytes // torch_dtype.itemsize)
     parts = _cut(family, config, read, torch_dtype)
     with published_directory(target) as working:
         for name, members in shards.items():
@@ -155,7 +155,7 @@ def _cut(
     """All tensors of the files, in order."""
     shapes = parameter_shapes(config)
     name, parameter = "", torch.empty(0)
-    for piece in pieces(family, config):
+    for piece in pieces(family.names, config):
         if piece.parameter != name:
             name = piece.parameter
             parameter = read(name).detach().cpu()

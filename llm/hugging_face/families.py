@@ -23,7 +23,8 @@ from llm.hugging_face.config_fields import (
     gemma_layers,
     qwen_layers,
 )
-from llm.hugging_face.rope import Rope, RopeByLayerType
+from llm.hugging_face.experts import EveryLayerHasExperts, EveryLayerSlidesIfSwitched, ExpertCount, WidthOfExperts
+from llm.hugging_face.rope import MIXTRAL_THETA, Rope, RopeByLayerType
 
 _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
@@ -37,9 +38,11 @@ class TensorNames:
     layers: str = "layers"
     """The list of blocks."""
     modules: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Names of modules that differ, ours to theirs, without the block's."""
+    """Names of modules that differ, ours to theirs, without the block's; * stands for the number of an expert."""
     fused: bool = False
     """Queries, keys and values lie in one tensor there too."""
+    stacked_experts: bool = False
+    """The experts of a layer lie in one tensor there too, and in one for each matrix of each expert otherwise."""
     transposed: bool = False
     """Matrices of blocks are stored with inputs as rows, as in GPT-2's Conv1D."""
     norm_offset: float = 0.0
@@ -65,9 +68,12 @@ class Family:
     heads_divide_width: bool = False
     """transformers refuses a hidden_size that the heads do not divide, even where head_dim is given."""
     names: TensorNames = field(default_factory=TensorNames)
+    """Layout of the tensors, the one that an export has."""
+    also_read: tuple[TensorNames, ...] = ()
+    """More layouts in which there are files; prefix and derived are those of the first."""
 
 
-def _decoder(tied: bool = False, heads: int | None = None) -> tuple[Translation, ...]:
+def _decoder(tied: bool = False, heads: int | None = None, epsilon: float = 1e-6) -> tuple[Translation, ...]:
     """What all families but GPT-2 say in the same words."""
     return (
         Field("vocab_size", needed=True),
@@ -76,7 +82,7 @@ def _decoder(tied: bool = False, heads: int | None = None) -> tuple[Translation,
         Field("num_attention_heads", needed=True),
         Field("num_key_value_heads", heads),
         Field("intermediate_size", needed=True),
-        Field("rms_norm_eps", 1e-6),
+        Field("rms_norm_eps", epsilon),
         Field("max_position_embeddings", needed=True),
         Field("initializer_range", 0.02),
         Field("attention_dropout", 0.0),
@@ -128,6 +134,56 @@ _QWEN3 = Family(
         Rope(),
     ),
     constants={"qk_norm": True},
+)
+_QWEN3_MOE = Family(
+    model_type="qwen3_moe",
+    architecture="Qwen3MoeForCausalLM",
+    translations=(
+        *_decoder(heads=4),
+        Field("head_dim"),
+        _SILU,
+        Field("attention_bias", False),
+        EveryLayerSlidesIfSwitched(),
+        ExpertCount("num_experts"),
+        Field("num_experts_per_tok", 8),
+        Field("moe_intermediate_size", 768),
+        Field("norm_topk_prob", False),
+        Field("router_aux_loss_coef", 1e-3),
+        EveryLayerHasExperts(),
+        Rope(),
+    ),
+    constants={"qk_norm": True, "router_z_loss_coef": 0.0},
+    harmless=("output_router_logits",),
+    also_read=(TensorNames(stacked_experts=True),),
+)
+_MIXTRAL = Family(
+    model_type="mixtral",
+    architecture="MixtralForCausalLM",
+    translations=(
+        *_decoder(heads=8, epsilon=1e-5),
+        Field("head_dim"),
+        _SILU,
+        EveryLayerSlides(default=None),
+        ExpertCount("num_local_experts"),
+        Field("num_experts_per_tok", 2),
+        WidthOfExperts(),
+        Field("router_aux_loss_coef", 1e-3),
+        Rope(MIXTRAL_THETA),
+    ),
+    constants={"norm_topk_prob": True, "router_z_loss_coef": 0.0},
+    required={"router_jitter_noise": (None, 0.0)},
+    harmless=("output_router_logits",),
+    names=TensorNames(
+        modules=MappingProxyType(
+            {
+                "mlp.gate": "block_sparse_moe.gate",
+                "mlp.experts.*.gate_proj": "block_sparse_moe.experts.*.w1",
+                "mlp.experts.*.down_proj": "block_sparse_moe.experts.*.w2",
+                "mlp.experts.*.up_proj": "block_sparse_moe.experts.*.w3",
+            }
+        )
+    ),
+    also_read=(TensorNames(stacked_experts=True),),
 )
 _GRANITE = Family(
     model_type="granite",
@@ -259,6 +315,18 @@ _GPT2 = Family(
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
-    for family in (_LLAMA, _MISTRAL, _QWEN2, _QWEN3, _GEMMA, _GEMMA2, _GEMMA3, _GRANITE, _GPT2)
+    for family in (
+        _LLAMA,
+        _MISTRAL,
+        _MIXTRAL,
+        _QWEN2,
+        _QWEN3,
+        _QWEN3_MOE,
+        _GEMMA,
+        _GEMMA2,
+        _GEMMA3,
+        _GRANITE,
+        _GPT2,
+    )
 }
 """By model_type, in the order in which an export tries them: Granite, which can say what Gemma 1 says, after Gemma."""

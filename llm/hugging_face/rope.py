@@ -16,6 +16,7 @@ from llm.model_config import ModelConfig, RopeScaling, RopeType
 
 THETA = 10000.0
 GEMMA3_THETA = 1_000_000.0
+MIXTRAL_THETA = 1_000_000.0
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "partial_rotary_factor": (None, 1.0),
     "truncate": (None, True),
@@ -35,11 +36,13 @@ class _Rope(NamedTuple):
 class Rope:
     """Base and scaling of the rotary frequencies."""
 
+    default_theta: float = THETA
+    """The base where the file states none."""
     keys: tuple[str, ...] = ("rope_parameters", "rope_theta", "rope_scaling", "partial_rotary_factor")
 
     def read(self, document: Mapping[str, Any]) -> dict[str, Any]:
         """rope_theta and rope_scaling."""
-        rope = _read_rope(document.get("rope_parameters"), document, THETA)
+        rope = _read_rope(document.get("rope_parameters"), document, self.default_theta)
         return {"rope_theta": rope.theta, "rope_scaling": rope.scaling}
 
     def write(self, config: ModelConfig) -> dict[str, Any]:

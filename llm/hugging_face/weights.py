@@ -42,11 +42,11 @@ class HuggingFaceWeights:
         self.description: Description = read_config(directory)
         self.config = self.description.config
         self._shapes = parameter_shapes(self.config)
-        self._pieces: dict[str, list[Piece]] = {}
-        for piece in pieces(self.description.family, self.config):
-            self._pieces.setdefault(piece.parameter, []).append(piece)
         self._files = _open_files(directory)
         self._places = self._without_prefix(_places(directory, self._files))
+        self._pieces: dict[str, list[Piece]] = {}
+        for piece in self._in_nearest_layout():
+            self._pieces.setdefault(piece.parameter, []).append(piece)
         self._check_names()
         self._check_tensors()
 
@@ -85,6 +85,12 @@ class HuggingFaceWeights:
         if any(name.startswith(names.prefix) for name in kept):
             return kept
         return {name if name == OUTPUT else names.prefix + name: place for name, place in kept.items()}
+
+    def _in_nearest_layout(self) -> list[Piece]:
+        """The pieces of that layout of the family of which the files lack least."""
+        family = self.description.family
+        layouts = [pieces(names, self.config) for names in (family.names, *family.also_read)]
+        return min(layouts, key=lambda layout: sum(piece.theirs not in self._places for piece in layout) / len(layout))
 
     def _check_names(self) -> None:
         expected = {piece.theirs for parts in self._pieces.values() for piece in parts}

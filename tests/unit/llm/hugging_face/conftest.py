@@ -38,6 +38,7 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }
 _YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
+_EXPERTS = {**_SMALL, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 _GEMMA3_ROPE = {
     "full_attention": {"rope_type": "linear", "rope_theta": 1e6, "factor": 8.0},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -69,6 +70,33 @@ TWINS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "qwen3": ("Qwen3", {**_SMALL, "head_dim": 24, "rope_parameters": {"rope_type": "default", "rope_theta": 1e6}}),
+    "qwen3_moe": ("Qwen3Moe", {**_EXPERTS, "head_dim": 24, "norm_topk_prob": True}),
+    "qwen3_moe, sliding, plain weights": (
+        "Qwen3Moe",
+        {
+            **_EXPERTS,
+            "num_experts": 6,
+            "num_experts_per_tok": 3,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 9,
+            "router_aux_loss_coef": 0.02,
+        },
+    ),
+    "mixtral": ("Mixtral", {**_SMALL, "num_local_experts": 5}),
+    "mixtral, sliding, tied": (
+        "Mixtral",
+        {
+            **_SMALL,
+            "num_local_experts": 4,
+            "head_dim": 24,
+            "hidden_act": "gelu",
+            "sliding_window": 7,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    ),
     "granite": (
         "Granite",
         {
@@ -140,6 +168,12 @@ def make_twin(tmp_path_factory: pytest.TempPathFactory) -> MakeTwin:
         return made[key]
 
     return make
+
+
+@pytest.fixture(params=[name for name, (prefix, _) in TWINS.items() if prefix in ("Qwen3Moe", "Mixtral")])
+def experts_case(request: pytest.FixtureRequest) -> str:
+    """Every case of a family with experts in turn."""
+    return str(request.param)
 
 
 @pytest.fixture(params=TWINS)

@@ -49,7 +49,7 @@ def test_transformers_reads_the_same_config_when_written(case: str, make_twin: M
     theirs = transformers.AutoConfig.for_model(**document).to_dict()
     expected = twin.config.to_dict()
     not_ours = {"bos_token_id", "eos_token_id", "pad_token_id", "architectures", "dtype", "model_type"}
-    spelled_out = {"max_window_layers", "n_inner"}
+    spelled_out = {"max_window_layers", "n_inner", *(["head_dim"] if expected.get("head_dim") is None else [])}
     for key in set(expected) - not_ours - spelled_out:
         assert theirs.get(key) == expected[key], key
 
@@ -120,6 +120,10 @@ def test_a_config_is_refused_with_its_path_when_it_is_missing_or_torn(tmp_path: 
         ({"sliding_window": 8}, "mistral"),
         ({"attention_bias": True, "attention_output_bias": False}, "qwen2"),
         ({"qk_norm": True}, "qwen3"),
+        ({"num_experts": 4}, "mixtral"),
+        ({"num_experts": 4, "moe_intermediate_size": 24, "sliding_window": 8, "router_z_loss_coef": 0.1}, "mixtral"),
+        ({"num_experts": 4, "moe_intermediate_size": 24, "sliding_window": 8, "qk_norm": True}, "qwen3_moe"),
+        ({"num_experts": 4, "norm_topk_prob": False, "qk_norm": True, "attention_bias": True}, "qwen3_moe"),
         ({"residual_multiplier": 0.5}, "granite"),
         ({"sliding_window": 8, "layer_types": ("full_attention", "sliding_attention"), "qk_norm": True}, "qwen3"),
         ({"embedding_multiplier": 32**0.5, "hidden_act": "gelu_pytorch_tanh"}, "gemma"),
@@ -148,7 +152,8 @@ def test_the_first_family_that_expresses_a_model_is_taken(changes: dict[str, Any
     [
         ({"normalization": "layer_norm"}, r"the nearest, llama, has no normalization = 'layer_norm'\. Known are llama"),
         ({"qk_norm": True, "mlp_bias": True}, r"the nearest, llama, has no qk_norm = True\. Known are"),
-        ({"num_experts": 4}, r"has no num_experts = 4\. "),
+        ({"num_experts": 4, "norm_topk_prob": False}, r"the nearest, mixtral, has no norm_topk_prob = False\. "),
+        ({"num_experts": 4, "attention_bias": True}, r"the nearest, llama, has no num_experts = 4\. Known"),
     ],
 )
 def test_a_model_is_refused_when_no_family_expresses_it(changes: dict[str, Any], message: str) -> None:
@@ -177,6 +182,12 @@ def test_differences_are_those_that_change_what_is_computed() -> None:
         "rms_norm_eps",
         "rope_local_base_freq",
     ]
+
+
+def test_differences_are_in_the_width_that_is_used_when_there_are_experts() -> None:
+    one = small(num_experts=4, moe_intermediate_size=24, router_aux_loss_coef=0.5)
+    assert differences(one, small(num_experts=4, intermediate_size=24)) == []
+    assert differences(one, small(num_experts=4)) == ["intermediate_size"]
 
 
 def test_reading_a_config_loads_no_torch() -> None:

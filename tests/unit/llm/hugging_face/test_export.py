@@ -81,8 +81,9 @@ def test_transformers_computes_the_same_when_exported_again(case: str, make_twin
     torch.testing.assert_close(ours, theirs, atol=0 if exact else 1e-4, rtol=0)
 
 
-def test_weights_are_divided_over_files_when_they_exceed_the_limit(tmp_path: Path) -> None:
-    config = small(tie_word_embeddings=False)
+@pytest.mark.parametrize("changes", [{"tie_word_embeddings": False}, {"num_experts": 4}])
+def test_weights_are_divided_over_files_when_they_exceed_the_limit(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = small(**changes)
     limit = 20_000
     out = export(tmp_path / "out", config, max_shard_bytes=limit)
     index = json.loads((out / "model.safetensors.index.json").read_bytes())
@@ -109,8 +110,9 @@ def test_a_tensor_has_a_file_of_its_own_when_it_exceeds_the_limit(tmp_path: Path
     assert all(torch.equal(weights.read(name), initial(config)(name)) for name in weights.names)
 
 
-def test_each_parameter_is_asked_for_once(tmp_path: Path) -> None:
-    config = small()
+@pytest.mark.parametrize("experts", [None, 4])
+def test_each_parameter_is_asked_for_once(experts: int | None, tmp_path: Path) -> None:
+    config = small(num_experts=experts)
     asked: list[str] = []
 
     def read(name: str) -> Tensor:

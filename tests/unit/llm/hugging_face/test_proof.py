@@ -53,7 +53,7 @@ def test_an_export_is_proven_when_it_is_whole(case: str, make_twin: MakeTwin, tm
     assert proof.logit_scale > 0.01
 
 
-@pytest.mark.parametrize("case", ["llama", "gemma3", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe", "mixtral", "gemma3", "gpt2"])
 def test_an_export_in_bf16_is_proven(case: str, make_twin: MakeTwin, tmp_path: Path) -> None:
     weights = HuggingFaceWeights(make_twin(case)[1])
     bf16: ExportDtype = "bfloat16"
@@ -80,6 +80,39 @@ def test_an_export_is_refused_by_the_proof_when_a_weight_differs(tmp_path: Path)
 
     with pytest.raises(ProofError, match=r"computes other logits from .*out than the model .* at most 0\.0001 of it"):
         prove_export(out, config, altered, rows())
+
+
+def level(config: ModelConfig) -> Callable[[str], Tensor]:
+    """Numbers of a model whose first two experts every router finds equally good."""
+
+    def read(name: str) -> Tensor:
+        value = initial(config)(name)
+        return torch.cat([value[:1], value[:1], value[2:]]) if name.endswith("mlp.gate.weight") else value
+
+    return read
+
+
+def export_level(target: Path, config: ModelConfig) -> Path:
+    return export_model(target, config, level(config), tokenizer=TOKENS, sequence_length=64).directory
+
+
+def test_positions_are_left_out_from_where_rounding_decides_between_experts(tmp_path: Path) -> None:
+    config = small(num_experts=6, num_experts_per_tok=1, initializer_range=0.2)
+    proof = prove_export(export_level(tmp_path / "out", config), config, level(config), rows())
+    assert 0 < proof.positions < 80
+    assert proof.relative_difference < LARGEST_DIFFERENCE
+
+
+def test_a_proof_is_refused_when_rounding_decides_between_experts_everywhere(tmp_path: Path) -> None:
+    config = small(num_experts=2, num_experts_per_tok=1)
+    out = export_level(tmp_path / "out", config)
+    with pytest.raises(ProofError, match=r"nothing of .*out could be compared: in every sequence experts of the first"):
+        prove_export(out, config, level(config), rows())
+
+
+def test_an_export_is_proven_when_every_token_uses_all_experts(tmp_path: Path) -> None:
+    config = small(num_experts=2, num_experts_per_tok=2, initializer_range=0.2)
+    assert prove_export(export_level(tmp_path / "out", config), config, level(config), rows()).positions == 80
 
 
 def test_a_proof_is_refused_when_logits_are_not_finite(tmp_path: Path) -> None:

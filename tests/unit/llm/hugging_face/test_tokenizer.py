@@ -143,7 +143,8 @@ def test_a_tokenizer_is_refused_when_transformers_would_take_another(runs_model:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["llama", "mistral", "qwen3", "granite", "gemma", "gemma2", "gemma3_text", "gpt2"]
+    "model_type",
+    ["llama", "mistral", "mixtral", "qwen3", "qwen3_moe", "granite", "gemma", "gemma2", "gemma3_text", "gpt2"],
 )
 def test_transformers_takes_the_tokenizer_beside_a_model_of_any_family(
     model_type: str, runs_model: bytes, tmp_path: Path

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +30,9 @@ MakeTwin = Callable[..., tuple[Any, Path]]
 
 def imported(directory: Path, attention: str = "eager") -> Transformer:
     weights = HuggingFaceWeights(directory)
-    model = Transformer(weights.config, attention).eval()
+    # Without the balance loss, which transformers adds only where output_router_logits asks for it.
+    config = weights.config if weights.config.num_experts is None else replace(weights.config, router_aux_loss_coef=0.0)
+    model = Transformer(config, attention).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(weights.read(name))
@@ -64,8 +68,9 @@ def test_loss_and_gradients_equal_those_of_transformers_when_imported(case: str,
     twin_loss.backward()
     theirs = dict(twin.named_parameters())
     ours = dict(model.named_parameters())
-    compared = pieces(HuggingFaceWeights(directory).description.family, model.config)
-    for piece in compared:
+    family = HuggingFaceWeights(directory).description.family
+    # In memory transformers stacks the experts that it saves apart.
+    for piece in pieces((family.names, *family.also_read)[-1], model.config):
         gradient = ours[piece.parameter].grad[piece.region]
         assert_near(gradient.T if piece.transposed else gradient, theirs.pop(piece.theirs).grad)
     assert not theirs
@@ -98,13 +103,31 @@ def test_names_and_shapes_are_those_of_the_model(case: str, make_twin: MakeTwin)
     assert {name: tuple(weights.read(name).shape) for name in weights.names} == shapes
 
 
-@pytest.mark.parametrize("case", ["llama", "gpt2"])
+@pytest.mark.parametrize("case", ["llama", "qwen3_moe", "mixtral", "gpt2"])
 def test_every_parameter_is_the_same_when_weights_lie_in_many_files(case: str, make_twin: MakeTwin) -> None:
     whole, sharded = (make_twin(case, **save)[1] for save in ({}, {"max_shard_size": "20KB"}))
     assert len(list(sharded.glob("*.safetensors"))) > 2
     one, many = HuggingFaceWeights(whole), HuggingFaceWeights(sharded)
     for name in one.names:
         assert torch.equal(one.read(name), many.read(name)), name
+
+
+def test_every_parameter_is_the_same_when_experts_are_stacked(experts_case: str, make_twin: MakeTwin) -> None:
+    apart, stacked = (make_twin(experts_case, save_original_format=original)[1] for original in (True, False))
+    one, other = HuggingFaceWeights(apart), HuggingFaceWeights(stacked)
+    for name in one.names:
+        assert torch.equal(one.read(name), other.read(name)), name
+
+
+@pytest.mark.parametrize("original", [True, False])
+def test_weights_are_refused_in_the_nearest_layout_when_an_expert_is_missing(
+    original: bool, make_twin: MakeTwin, tmp_path: Path
+) -> None:
+    expert = "block_sparse_moe.experts.3.w2.weight" if original else "mlp.experts.down_proj"
+    source = make_twin("mixtral", save_original_format=original)[1]
+    directory = changed(source, tmp_path, without(f"model.layers.1.{expert}"))
+    with pytest.raises(HuggingFaceWeightsError, match=rf"lack model\.layers\.1\.{re.escape(expert)}, and config\.json"):
+        HuggingFaceWeights(directory)
 
 
 def test_weights_are_read_when_names_lack_the_prefix_and_masks_lie_beside(make_twin: MakeTwin, tmp_path: Path) -> None:
