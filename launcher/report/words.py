@@ -35,6 +35,7 @@ _NAMES = {
     "skips": "sequences left out",
     "tail_tokens": "tail, too short for a sequence",
     "time/checkpoint_seconds": "saving at the end",
+    "time/compilation_seconds": "compiling at the end",
     "time/data_wait_seconds": "waiting for data at the end",
     "time/evaluation_seconds": "evaluation at the end",
     "time/training_seconds": "training at the end",
