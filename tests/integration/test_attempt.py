@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -224,6 +225,17 @@ def test_newest_checkpoint_is_rejected_when_truncated(undisturbed: RunConfig, da
     link = attempt_alone(config)
     assert link.events()[0]["event"] == "checkpoint_rejected"
     assert record_of(config) == record_of(undisturbed)
+
+
+def test_train_lines_hold_what_torch_compiled_for(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = itertools.count()
+    monkeypatch.setattr("cluster.attempt.compilation_seconds", lambda: next(counted) * 1e-6)
+    config = tiny_run(tmp_path, dataset, train__max_steps=3)
+    attempt_alone(config)
+    rows = [row for row in read_lines(tmp_path / "tiny" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["time/compilation_seconds"] > 0 for row in rows] == [True] * 3
 
 
 def as_an_older_version_wrote_it(config: RunConfig, step: int) -> None:
