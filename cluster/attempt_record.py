@@ -30,13 +30,15 @@ from llm.loss import EXPERT_LOAD
 def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
     """Fields of a train line.
 
-    tokens/s counts the tokens of all workers over the time of the steps, waits for data, evaluation and saving left
-    out; these are in `time/`, in seconds since the line before. MFU is
-    (6 N + 12 L d T) * tokens/s over the peak of all GPUs together; null where a peak is not known.
+    tokens/s counts the tokens of all workers over the time of the steps, waits for data, compilation, evaluation and
+    saving left out; these are in `time/`, in seconds since the line before. It is null where nothing is left of that
+    time, which a clock that was set while torch compiled can bring about. MFU is (6 N + 12 L d T) * tokens/s over the
+    peak of all GPUs together; null where a peak is not known.
     """
     sizes, seq_len = config.train.batch_sizes, config.data.seq_len
     sequences = sizes.through(report.step) - sizes.through(report.step - report.steps)
-    tokens_per_second = sequences * seq_len / report.spent.training
+    training = report.spent.training
+    tokens_per_second = sequences * seq_len / training if training > 0 else None
     peak = peak_flops(device_name(topology.device)) if topology.device.startswith("cuda") else None
     return {
         "train/loss": report.loss,
@@ -46,10 +48,10 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
         **_term_fields(report.terms, model),
         "train/tokens": sizes.through(report.step) * seq_len,
         "speed/tokens_per_second": tokens_per_second,
-        "speed/mfu": model_flops_utilization(
-            tokens_per_second,
-            flops_per_token(model, seq_len).full,
-            None if peak is None else peak * topology.world_size,
+        "speed/mfu": None
+        if tokens_per_second is None or peak is None
+        else model_flops_utilization(
+            tokens_per_second, flops_per_token(model, seq_len).full, peak * topology.world_size
         ),
         "memory/peak_bytes": peak_memory_bytes(topology.device),
         **time_fields(report.spent),
@@ -63,6 +65,7 @@ def time_fields(spent: Spent) -> dict[str, float]:
         "time/data_wait_seconds": spent.data_wait,
         "time/checkpoint_seconds": spent.checkpoint,
         "time/evaluation_seconds": spent.evaluation,
+        "time/compilation_seconds": spent.compilation,
     }
 
 

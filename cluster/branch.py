@@ -251,7 +251,7 @@ def _check_tokenizer_and_model(
             f"trained with {wanted}: their token ids mean different text. Build the dataset with "
             f"`tokenizer: {{path: {parent / 'tokenizer.model'}}}`."
         )
-    was = resolve_model(ModelConfig(**before["model"]), dataset.vocab_size)
+    was = resolve_model(ModelConfig.from_json(before["model"]), dataset.vocab_size)
     now = resolve_model(config.model, dataset.vocab_size)
     if was.vocab_size != now.vocab_size:
         raise RunRefusedError(

@@ -70,7 +70,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     assert info.manifest is not None
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
-    model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size), device)
+    model = read_model(info, resolve_model(ModelConfig.from_json(run["config"]["model"]), tokenizer.vocab_size), device)
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),

@@ -26,13 +26,15 @@ def position(message: Mapping[str, Any], seconds_left: float | None) -> str:
 
 
 def figures(message: Mapping[str, Any], validation: Mapping[str, float | None]) -> str:
-    """Loss, perplexity and speed of a step, and the last validation perplexity of every dataset."""
+    """Loss, perplexity, speed and busiest expert of a step, and the last validation perplexity of every dataset."""
     speed = message.get("speed/tokens_per_second")
     parts = [
         f"loss {_decimals(message.get('train/loss'), 4)}",
         f"perplexity {significant(message.get('train/perplexity'))}",
         f"{MISSING if speed is None else format(speed, ',.0f')} tokens/s",
     ]
+    load = message.get("router/largest_load")
+    parts += [] if load is None else [f"busiest expert {load:.2f}x"]
     for name, perplexity in validation.items():
         label = "validation" if len(validation) == 1 else f"validation {name}"
         parts.append(f"{label} {significant(perplexity)}")

@@ -187,3 +187,10 @@ def test_live_view_draws_phase_bar_and_figures_and_leaves_the_last_ones(clock: C
 def test_unknown_message_is_refused(console: Console) -> None:
     with pytest.raises(ValueError, match="unknown type 'noise'"):
         TrainingProgress(console, interactive=False)({"type": "noise"})
+
+
+def test_line_tells_the_load_of_the_busiest_expert_where_there_are_experts(console: Console, clock: Clock) -> None:
+    with TrainingProgress(console, interactive=False, clock=clock) as progress:
+        progress({**_train(1), "router/largest_load": 1.625, "router/smallest_load": 0.5})
+        progress(_train(100))
+    assert [line.partition("tokens/s")[2] for line in _lines(console)] == ["  busiest expert 1.62x", ""]

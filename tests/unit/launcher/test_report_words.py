@@ -29,6 +29,8 @@ def _event(name: str, **details: Any) -> Event:
         ("datasets.1.fingerprint", "datasets 1 fingerprint"),
         ("trained_tokens", "trained"),
         ("gpu_count", "GPU count"),
+        ("model.router_aux_loss_coef", "model weight of the routers' balance"),
+        ("time/compilation_seconds", "compiling at the end"),
     ],
 )
 def test_label_says_a_key_in_words(key: str, words: str) -> None:
