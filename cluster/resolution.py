@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,9 +16,14 @@ from cluster.versions import library_versions
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from llm.attention import resolve_attention
-from llm.config import ModelConfig
+from llm.config import ModelConfig, RopeScaling
 from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
+
+if TYPE_CHECKING:
+    from cluster.checkpoint import Manifest
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def open_plan(config: RunConfig) -> DataPlan:
@@ -32,6 +39,27 @@ def open_plan(config: RunConfig) -> DataPlan:
         global_batch_size=config.train.global_batch_size,
         batch_size_warmup=config.train.batch_size_warmup,
     )
+
+
+def model_of(document: Mapping[str, Any]) -> ModelConfig:
+    """The model of a configuration that a checkpoint holds as plain values; a key of a later version has its default.
+
+    Args:
+        document: The configuration's `model` section.
+    """
+    values = dict(document)
+    if values.get("rope_scaling") is not None:
+        values["rope_scaling"] = RopeScaling(**values["rope_scaling"])
+    if values.get("layer_types") is not None:
+        values["layer_types"] = tuple(values["layer_types"])
+    return ModelConfig(**values)
+
+
+def trained_model(manifest: Manifest) -> ModelConfig:
+    """The model whose weights a checkpoint holds, its vocabulary as large as the embedding there."""
+    model = model_of(manifest.run["config"]["model"])
+    embedded = manifest.pieces[_EMBEDDING][0].shape[0]
+    return model if model.vocab_size is not None else replace(model, vocab_size=embedded)
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
