@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from launcher.progress import TrainingProgress
+from launcher.progress_lines import event_line
 
 TOKENS_PER_STEP = 256
 
@@ -187,3 +188,9 @@ def test_live_view_draws_phase_bar_and_figures_and_leaves_the_last_ones(clock: C
 def test_unknown_message_is_refused(console: Console) -> None:
     with pytest.raises(ValueError, match="unknown type 'noise'"):
         TrainingProgress(console, interactive=False)({"type": "noise"})
+
+
+def test_a_beginning_says_whose_weights_it_has() -> None:
+    weights = {"name": "austen", "step": 1200}
+    message = {"event": "started", "step": 0, "initialized_from": weights, "layout": {"world_size": 2}}
+    assert event_line(message).plain == "step 0: started with the weights of austen at step 1,200, 2 workers"
