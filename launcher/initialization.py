@@ -61,8 +61,8 @@ def _model_of(tree: Mapping[str, Any], reference: str, fresh: bool) -> ModelConf
     except (ClusterError, ModelError, OSError) as error:
         if begun is not None:
             return begun
-        told = str(error).removeprefix(f"initialize_from is {from_root(reference)}, ")
-        raise ConfigError(f"initialize_from is {reference}: {told}") from error
+        told = str(error)
+        raise ConfigError(told if told.startswith("initialize_from") else f"initialize_from: {told}") from error
 
 
 def _model_of_begun(tree: Mapping[str, Any], reference: str) -> ModelConfig | None:

@@ -47,7 +47,7 @@ def export(
         bool,
         typer.Option(
             "--no-tokenizer",
-            help="Write no files of the tokenizer, where those of Hugging Face cannot give its ids.",
+            help="Write the special tokens alone, where no tokenizer of Hugging Face gives the run's ids.",
         ),
     ] = False,
     as_json: AsJson = False,

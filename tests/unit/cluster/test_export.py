@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import weakref
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -201,6 +202,24 @@ def test_no_tokenizer_is_written_when_it_is_left_out(run: Path) -> None:
     proven = exported(run, with_tokenizer=False)
     assert proven.tokens_compared is None
     assert not list((run.parent / "out").glob("tokenizer*"))
+
+
+def test_two_parameters_are_held_at_most_while_files_are_written(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is being written, and the one that is being read."""
+    whole, held, most = CheckpointReader.whole, list[weakref.ref[torch.Tensor]](), 0
+
+    def watched(reader: CheckpointReader, name: str) -> torch.Tensor:
+        nonlocal most
+        value = whole(reader, name)
+        held.append(weakref.ref(value))
+        most = max(most, sum(each() is not None for each in held))
+        return value
+
+    monkeypatch.setattr(CheckpointReader, "whole", watched)
+    monkeypatch.setattr(export, "prove_export", lambda *_: None)
+    exported(run)
+    assert len(held) > 10
+    assert most <= 2
 
 
 def test_progress_adds_up_to_what_was_announced(run: Path) -> None:

@@ -135,7 +135,8 @@ def test_source_that_cannot_be_used_is_refused(content: str | None, told: str, l
         shutil.rmtree(source)
     else:
         (source / "config.json").write_text(content)
-    assert refusal(load).startswith(f"initialize_from is {source}: ")
+    assert refusal(load).startswith("initialize_from")
+    assert str(source) in refusal(load)
     assert told in refusal(load)
 
 
