@@ -25,13 +25,23 @@ from cluster.on_ray.session import Desk
 LAUNCH = Launch(resolved_yaml="name: tiny\n", wandb_mode="disabled", wandb_server="http://127.0.0.1:9")
 
 
+@pytest.fixture
+def asked_of_newcomers(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+    """The weights that nodes were asked for that joined before the first step and after the last."""
+    asked: list[dict[str, str]] = []
+    monkeypatch.setattr(driver, "examine_node", lambda *_, weights: asked.append(weights))
+    return asked
+
+
 @pytest.fixture(autouse=True)
-def asked_of_nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, str]]:
+def asked_of_nodes(monkeypatch: pytest.MonkeyPatch, asked_of_newcomers: list[dict[str, str]]) -> list[dict[str, str]]:
     """The weights that nodes were asked for, by command; attempts run in this process, with plain torch."""
     asked: list[dict[str, str]] = []
 
     def train_here(config: RunConfig, desk: Desk, *, gpus_per_worker: int) -> dict[str, Any]:
+        desk.examine("n1")
         attempt_alone(config)
+        desk.examine("n2")
         return {"step": config.train.max_steps, "finished": True}
 
     @contextmanager
@@ -75,6 +85,13 @@ def test_every_node_is_asked_for_the_weights_when_a_run_begins(
 ) -> None:
     assert command(child(tmp_path, dataset, source)).step == 8
     assert asked_of_nodes == [{str(source): find_initial_weights(str(source)).fingerprint}]
+
+
+def test_a_node_that_joins_is_asked_for_the_weights_until_there_is_a_checkpoint(
+    dataset: Path, source: Path, tmp_path: Path, asked_of_newcomers: list[dict[str, str]]
+) -> None:
+    command(child(tmp_path, dataset, source))
+    assert asked_of_newcomers == [{str(source): find_initial_weights(str(source)).fingerprint}, {}]
 
 
 def test_run_goes_on_when_the_weights_it_began_with_are_gone(
