@@ -16,11 +16,11 @@ from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
-from cluster.engines.initial_state import InitialState
 from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation.in_loop import evaluate_datasets
 from cluster.evaluation.late import LateEffects, LateEvaluations
 from cluster.healer import Healer
+from cluster.initial_weights import beginning
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
@@ -133,7 +133,7 @@ class _Attempt:
         shop.phase("loading the state")
         self._origin = load_newest(
             self._engine,
-            InitialState(shop.model, config.seed),
+            lambda facts: beginning(config, shop.model, facts, topology=topology, collectives=self._collectives),
             config=config,
             plan=self._plan,
             topology=topology,
@@ -240,6 +240,7 @@ class _Attempt:
                 layout=shop.layout,
                 topology=self._topology,
                 resolved=shop.resolved,
+                initialized_from=self._origin.initialized_from,
             )
         )
         record = RecordWriter(

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.evaluation.in_loop import dataset_labels
 from cluster.healing import HEALING
+from cluster.initial_weights import INITIALIZED_FROM
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
@@ -110,10 +111,18 @@ def manifest_run(
 
 
 def run_facts(
-    *, config: RunConfig, model: ModelConfig, plan: DataPlan, layout: Layout, topology: Topology, resolved: list[str]
+    *,
+    config: RunConfig,
+    model: ModelConfig,
+    plan: DataPlan,
+    layout: Layout,
+    topology: Topology,
+    resolved: list[str],
+    initialized_from: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Facts for run.json: all that a view of the run needs besides its logs."""
     return {
+        **({INITIALIZED_FROM: initialized_from} if initialized_from is not None else {}),
         "layout": layout.as_dict(),
         "resolved": resolved,
         "environment": {**library_versions(), "device": device_name(topology.device)},
@@ -135,7 +144,7 @@ def run_facts(
 def first_event(
     continuation: Continuation, layout: Layout, attempt: int, *, start_up_seconds: float | None = None
 ) -> dict[str, Any]:
-    """`started`, or `resumed` with the layouts before and after, and the parent where the state is that of a parent.
+    """`started`, with whose weights, or `resumed` with both layouts, and the parent where the state is a parent's.
 
     Args:
         continuation: What the attempt begins with.
@@ -147,7 +156,8 @@ def first_event(
     if start_up_seconds is not None:
         common["start_up_seconds"] = round(start_up_seconds, 3)
     if continuation.manifest is None:
-        return {**common, "event": "started"}
+        lineage = continuation.initialized_from
+        return {**common, "event": "started", **({INITIALIZED_FROM: lineage} if lineage is not None else {})}
     parent = continuation.manifest.run.get(BRANCHED_FROM)
     return {
         **common,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -76,14 +78,20 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
         model=model.to(device).eval(),
         tokenizer=tokenizer,
         data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
-        dataset_paths=(
-            (data["dataset"],)
-            if isinstance(data["dataset"], str)
-            else tuple(entry["path"] for entry in data["dataset"])
-        ),
+        dataset_paths=dataset_paths(data),
         step=info.step,
         run_directory=run_directory,
     )
+
+
+def dataset_paths(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the datasets lay that a run was trained on.
+
+    Args:
+        data: The `data` section of the configuration in a checkpoint.
+    """
+    named = data["dataset"]
+    return (named,) if isinstance(named, str) else tuple(entry["path"] for entry in named)
 
 
 def read_model(info: CheckpointInfo, config: ModelConfig, device: str = "cpu") -> Transformer:

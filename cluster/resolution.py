@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,11 @@ from llm.config import ModelConfig
 from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
 
+if TYPE_CHECKING:
+    from cluster.checkpoint import Manifest
+
+_EMBEDDING = "model.embed_tokens.weight"
+
 
 def open_plan(config: RunConfig) -> DataPlan:
     """The data plan of a run, its datasets opened; paths absolute.
@@ -32,6 +38,13 @@ def open_plan(config: RunConfig) -> DataPlan:
         global_batch_size=config.train.global_batch_size,
         batch_size_warmup=config.train.batch_size_warmup,
     )
+
+
+def trained_model(manifest: Manifest) -> ModelConfig:
+    """The model whose weights a checkpoint holds, its vocabulary as large as the embedding there."""
+    model = ModelConfig.from_json(manifest.run["config"]["model"])
+    embedded = manifest.pieces[_EMBEDDING][0].shape[0]
+    return model if model.vocab_size is not None else replace(model, vocab_size=embedded)
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:

@@ -11,6 +11,7 @@ from rich.text import Text
 from launcher.report.events import title, tone
 from launcher.report.record import Event
 from launcher.report.units import MISSING, plural, significant
+from launcher.report.words import weights_words
 
 _STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 _OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
@@ -82,6 +83,9 @@ def _sentence(event: Event) -> str:
         parent = event.details.get("branched_from")
         if isinstance(parent, dict):
             begin = f"branching off from {parent.get('name')} with the checkpoint of this step"
+        weights = event.details.get("initialized_from")
+        if isinstance(weights, dict):
+            begin = f"{begin} with the {weights_words(weights)}"
         return ", ".join([begin, *_layout(event.details.get("layout"))])
     if event.name == "checkpoint_saved":
         return "checkpoint saved"

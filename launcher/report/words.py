@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.report.json_facts import whole
 from launcher.report.units import byte_size, duration, moment, plural
 
 LAYOUT_ORDER = ("world_size", "zero_stage", "precision", "device", "micro_batch_size", "threads", "attention")
@@ -151,6 +152,12 @@ def without_topology(facts: Mapping[str, Any]) -> dict[str, Any]:
 def topology_words(facts: Mapping[str, Any]) -> str:
     """A topology as people say it: `4 workers, ZeRO 2, bf16, cuda`; library versions are told elsewhere."""
     return ", ".join(_topology_part(key, value) for key, value in flat(in_layout_order(facts)))
+
+
+def weights_words(lineage: Mapping[str, Any]) -> str:
+    """Whose weights a run began with: `weights of austen at step 1,200`, `weights of Llama-3.2-1B`."""
+    step = whole(lineage.get("step"))
+    return f"weights of {lineage.get('name')}" + (f" at step {step:,}" if step is not None else "")
 
 
 def in_layout_order(facts: Mapping[str, Any]) -> dict[str, Any]:

@@ -138,6 +138,7 @@ def test_run_config_names_where_the_run_comes_from() -> None:
             {"name": "a", "label": "a-22", "fingerprint": "22", "tokenizer": "t"},
         ],
         "parent": {"run": "p", "step": 10},
+        "initialized_from": {"name": "q", "step": 20},
     }
     config = run_config(facts)
     assert config["model"] == {"hidden_size": 8, "vocab_size": 100, "parameters": 1000}
@@ -147,6 +148,7 @@ def test_run_config_names_where_the_run_comes_from() -> None:
         "tokenizer": "t",
         "datasets": {"a-11": "11", "a-22": "22"},
         "parent": {"run": "p", "step": 10},
+        "initialized_from": {"name": "q", "step": 20},
     }
 
 
