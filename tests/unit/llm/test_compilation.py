@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
@@ -61,3 +64,22 @@ def test_tokens_are_generated_without_compiling_when_there_is_a_cache(pair: tupl
         )
         assert torch.equal(one, other)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+def test_layers_stay_compiled_when_kinds_and_sizes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # counts as any other
+    torch._dynamo.reset()
+    config = replace(CONFIG, sliding_window=5, layer_types=("sliding_attention", "full_attention"))
+    model = Transformer(config, "sdpa")
+    initialize(model, config, seed=3)
+    compile_blocks(model)
+    torch._dynamo.utils.counters.clear()
+    for rows, length in ((8, 16), (3, 16), (8, 9), (1, 16), (2, 11)):
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                model(tokens, tokens)
+    assert not torch._dynamo.utils.counters["unimplemented"]
+    torch._dynamo.reset()
