@@ -14,18 +14,19 @@ ActivationCheckpointing = Literal["off", "selective", "full"]
 matrix products and attention and computes what is cheap again. Results stay bit for bit."""
 
 _EXPENSIVE = frozenset(
-    getattr(torch.ops.aten, name).default
-    for name in (
-        "mm",
-        "addmm",
-        "bmm",
-        "_grouped_mm",
-        "_scaled_dot_product_flash_attention",
-        "_scaled_dot_product_flash_attention_for_cpu",
-        "_scaled_dot_product_efficient_attention",
-        "_scaled_dot_product_cudnn_attention",
+    (
+        "aten::mm",
+        "aten::addmm",
+        "aten::bmm",
+        "aten::_grouped_mm",
+        "aten::_scaled_dot_product_flash_attention",
+        "aten::_scaled_dot_product_flash_attention_for_cpu",
+        "aten::_scaled_dot_product_efficient_attention",
+        "aten::_scaled_dot_product_cudnn_attention",
+        "torch_attn::_varlen_attn",
     )
 )
+"""Operators by name: that of `varlen` is registered only where torch's module of it is imported."""
 
 
 def run_layer(mode: ActivationCheckpointing, layer: Callable[..., Any], *arguments: Any) -> Any:
@@ -44,4 +45,4 @@ def run_layer(mode: ActivationCheckpointing, layer: Callable[..., Any], *argumen
 
 
 def _keep_products(context: Any, operation: Any, *arguments: Any, **options: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if operation in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if operation.name() in _EXPENSIVE else CheckpointPolicy.PREFER_RECOMPUTE

@@ -10,6 +10,10 @@ import torch
 if TYPE_CHECKING:
     from llm.transformer import Transformer
 
+FORMS = 64
+"""Compiled forms of a block that torch may make. A run needs one for each kind of layer, with gradients and without,
+for one row, one size and any size; beyond its own limit of 8 torch goes on uncompiled, with a warning alone."""
+
 
 def compile_blocks(model: Transformer) -> None:
     """Compile the forward pass of every decoder block in place, for training and evaluation.
@@ -18,6 +22,9 @@ def compile_blocks(model: Transformer) -> None:
     ZeRO 3 gathers parameters, stay outside. With a cache of keys and values, whose length is another at every token,
     they run as they are.
     """
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, FORMS)
     for block in model.model.layers:
         block.forward = _compiled_without_cache(block.forward)
 

@@ -9,6 +9,7 @@ Legend: B batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -42,9 +43,22 @@ def drop(x: Tensor, dropout: Dropout) -> Tensor:
 
     Shape: (B, ...) -> (B, ...), same dtype.
     """
-    kept = _uniform_bits(dropout, x.shape) >= round(dropout.fraction * 2**_BITS)
+    kept: Tensor = _kept_elements(dropout.keys_B, dropout.place, round(dropout.fraction * 2**_BITS), x.shape)
     dropped: Tensor = x * kept * (1.0 / (1.0 - dropout.fraction))
     return dropped
+
+
+# An operator of its own, closed to the compiler: inductor turns `arange * _GOLDEN` into an index of its loop, whose
+# overflow is undefined in C++, and the loop then ends early and leaves elements unwritten.
+@torch.library.custom_op("longhaul::kept_elements", mutates_args=())
+def _kept_elements(keys_B: Tensor, place: int, least: int, shape: Sequence[int]) -> Tensor:
+    """Where the elements' numbers are at least so large. Shape: as given, bool."""
+    return _uniform_bits(keys_B, place, torch.Size(shape)) >= least
+
+
+@_kept_elements.register_fake
+def _kept_elements_shape(keys_B: Tensor, place: int, least: int, shape: Sequence[int]) -> Tensor:
+    return keys_B.new_empty(shape, dtype=torch.bool)
 
 
 def row_keys(seed: int, step: int, indices: Tensor) -> Tensor:
@@ -57,9 +71,9 @@ def layer_keys(keys_B: Tensor, layer: int) -> Tensor:
     return _mixed(keys_B + _wrapped((layer + 1) * _FIRST))
 
 
-def _uniform_bits(dropout: Dropout, shape: torch.Size) -> Tensor:
+def _uniform_bits(keys_B: Tensor, place: int, shape: torch.Size) -> Tensor:
     """Whole numbers in [0, 2^24), even over all of them. Shape: as given."""
-    rows_B = _mixed(dropout.keys_B + _wrapped((dropout.place + 1) * _SECOND))
+    rows_B = _mixed(keys_B + _wrapped((place + 1) * _SECOND))
     elements = torch.arange(shape[1:].numel(), device=rows_B.device)
     bits = _shifted(_mixed(rows_B[:, None] + elements * _GOLDEN), 64 - _BITS)
     return bits.view(shape)

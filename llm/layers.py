@@ -35,7 +35,8 @@ class Linear(nn.Module):
         product = F.linear(x, self.weight)
         # Not by F.linear: DeepSpeed's, at ZeRO 3, adds the bias in place, to a product that selective activation
         # checkpointing keeps and would add it to once more.
-        return product if self.bias is None else product + self.bias
+        # In the product's dtype: under autocast the bias is wider, and all that follows would be too.
+        return product if self.bias is None else product + self.bias.to(product.dtype)
 
 
 class Embedding(nn.Module):

@@ -162,12 +162,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if slope_CV is not None:
                 grad_CV = grad_CV.mul_(slope_CV)
             grad_CV = grad_CV.to(hidden_ND.dtype)
-            # weights of rows and the scale of logits go to the narrow factors of the products
-            row_scale_C1 = (weights_C1 * rule.scale).to(hidden_ND.dtype)
+            # weights of rows and the scale of logits go to the narrow factors of the products, in fp32: rounded first,
+            # they would stretch all gradients alike
+            row_scale_C1 = weights_C1 * rule.scale
             if grad_hidden_ND is not None:
                 torch.mm(grad_CV, weight_VD, out=grad_hidden_ND[part]).mul_(row_scale_C1)
             if grad_weight_VD is not None:
-                _add_product(grad_weight_VD, grad_CV, hidden_CD * row_scale_C1)
+                _add_product(grad_weight_VD, grad_CV, (hidden_CD * row_scale_C1).to(hidden_ND.dtype))
             del logits_CV, grad_CV, slope_CV  # else they live while the next chunk's are made
         context.save_for_backward(grad_hidden_ND, grad_weight_VD)
         context.weight_dtype = weight_VD.dtype

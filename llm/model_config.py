@@ -102,6 +102,12 @@ class RopeScaling:
                 f"original_max_position_embeddings is null, and rope_type {self.rope_type} stretches by what the model "
                 "saw of it. Set it to the positions of the first training."
             )
+        low, high = self.low_freq_factor or 1.0, self.high_freq_factor or 4.0
+        if self.rope_type == "llama3" and low >= high:
+            raise ValueError(
+                f"low_freq_factor is {low} and high_freq_factor {high}: frequencies between the two are mixed, so the "
+                "former is below the latter. Use those of the model's own configuration."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -248,8 +254,8 @@ class ModelConfig:
                     "max_position_embeddings is null, and learned positions have a row for each. "
                     "Set it to at least data.seq_len."
                 )
-            for name in ("rope_scaling", "rope_local_base_freq"):
-                if getattr(self, name) is not None:
+            for name in ("rope_theta", "rope_scaling", "rope_local_base_freq"):
+                if getattr(self, name) != type(self).__dataclass_fields__[name].default:
                     raise ValueError(
                         f"{name} is set, and position_embedding is learned: nothing is rotated. "
                         f"Leave {name} out, or set position_embedding to rope."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from llm.activation_checkpointing import ActivationCheckpointing
+from llm.activation_checkpointing import ActivationCheckpointing, run_layer
 from llm.config import ModelConfig
 from llm.initialization import initialize
 from llm.kv_cache import KeyValueCache
@@ -87,20 +87,21 @@ def test_products_run_once_when_recomputation_is_selective() -> None:
 
 def products(model: Transformer) -> int:
     """Matrix products of a forward and a backward pass."""
-    with Count() as counted:
+    with Count(torch.ops.aten.mm.default, torch.ops.aten.addmm.default) as counted:
         loss(model).backward()
-    return counted.products
+    return counted.calls
 
 
 class Count(TorchDispatchMode):
-    """Counts matrix products."""
+    """Counts calls of some operators."""
 
-    def __init__(self) -> None:
+    def __init__(self, *operators: Any) -> None:
         super().__init__()
-        self.products = 0
+        self.operators = operators
+        self.calls = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.products += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+        self.calls += func in self.operators
         return func(*args, **(kwargs or {}))
 
 
@@ -117,3 +118,22 @@ def test_cache_gets_each_token_once_when_activations_are_recomputed() -> None:
     cache = KeyValueCache(CONFIG.num_hidden_layers)
     make_model("full").logits(TOKENS[:1, :11], cache=cache).sum().backward()
     assert [layer.length for layer in cache.layers] == [11] * CONFIG.num_hidden_layers
+
+
+def test_attention_of_gpus_runs_once_when_recomputation_is_selective() -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    heads = [torch.empty(32, 4, 8, dtype=torch.bfloat16, device="meta", requires_grad=True) for _ in range(3)]
+    starts = torch.empty(3, dtype=torch.int32, device="meta")
+
+    def layer(*inputs: Tensor) -> Any:
+        q, k, v = (x * 2 for x in inputs)
+        return varlen_attn(q, k, v, starts, starts, 16, 16)
+
+    runs = {}
+    modes: tuple[ActivationCheckpointing, ...] = ("selective", "full")
+    for mode in modes:
+        with Count(torch.ops.torch_attn._varlen_attn.default) as counted:
+            run_layer(mode, layer, *heads).sum().backward()
+        runs[mode] = counted.calls
+    assert runs == {"selective": 1, "full": 2}

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -105,3 +106,22 @@ def test_compilation_seconds_are_0_and_load_no_compiler_when_nothing_was_compile
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout == "0.0 []\n"
+
+
+def test_layers_stay_compiled_when_kinds_and_sizes_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch._dynamo
+
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))  # counts as any other
+    torch._dynamo.reset()
+    config = replace(CONFIG, sliding_window=5, layer_types=("sliding_attention", "full_attention"))
+    model = Transformer(config, "sdpa")
+    initialize(model, config, seed=3)
+    compile_blocks(model)
+    torch._dynamo.utils.counters.clear()
+    for rows, length in ((8, 16), (3, 16), (8, 9), (1, 16), (2, 11)):
+        tokens = torch.zeros(rows, length, dtype=torch.long)
+        for gradients in (True, False):
+            with torch.set_grad_enabled(gradients):
+                model(tokens, tokens)
+    assert not torch._dynamo.utils.counters["unimplemented"]
+    torch._dynamo.reset()

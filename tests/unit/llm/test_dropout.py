@@ -97,3 +97,13 @@ def test_loss_and_gradients_are_the_same_when_rows_are_divided_otherwise() -> No
     torch.testing.assert_close(together, sum(apart), rtol=REFERENCE_TOLERANCE, atol=0.0)
     for one, other in zip(whole.parameters(), parts.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=REFERENCE_TOLERANCE, atol=REFERENCE_TOLERANCE)
+
+
+def test_elements_stay_the_same_when_compiled_for_any_shape() -> None:
+    @torch.compile(dynamic=True)
+    def compiled(x: Tensor, keys_B: Tensor) -> Tensor:
+        return drop(x, Dropout(keys_B, 1, 0.1))
+
+    for rows, length in ((2, 33), (3, 20)):
+        x, keys_B = torch.ones(rows, length, 32), row_keys(7, 3, INDICES[:rows])
+        assert torch.equal(compiled(x, keys_B), drop(x, Dropout(keys_B, 1, 0.1)))

@@ -101,6 +101,11 @@ def test_norm_agrees_with_its_twin_when_its_input_is_a_slice_of_heads(dtype: tor
     )
 
 
+def test_norm_keeps_precision_when_numbers_are_fp64() -> None:
+    x, weight = random(3, 8).detach().double(), random(8, seed=3).detach().double()
+    assert torch.equal(rms_norm(x, weight, 1e-5), plain_rms_norm(x, weight, 1e-5))
+
+
 def test_norm_is_finite_when_a_row_is_zero() -> None:
     x = torch.zeros(1, 8, requires_grad=True)
     normed = rms_norm(x, torch.ones(8), 1e-5)

@@ -24,6 +24,16 @@ def test_norm_reduces_in_fp32_when_input_is_narrow(dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual.float(), expected, atol=1e-6, rtol=tolerance)
 
 
+def test_product_stays_narrow_when_a_wider_bias_is_added_under_autocast() -> None:
+    layer = Linear(8, 4, bias=True)
+    for parameter in layer.parameters():
+        torch.nn.init.constant_(parameter, 0.5)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        product = layer(torch.ones(2, 8))
+    assert product.dtype == torch.bfloat16
+    assert torch.equal(product.float(), torch.full((2, 4), 4.5))
+
+
 def test_construction_draws_no_random_numbers_when_layers_are_made() -> None:
     before = torch.get_rng_state()
     Linear(8, 4, bias=True), Embedding(9, 8), RMSNorm(8, 1e-5), LayerNorm(8, 1e-5)

@@ -155,3 +155,18 @@ def test_both_gradients_are_scaled_alike_when_the_scale_is_not_a_bf16_number() -
         wanted = other.double() * scale
         ratio = float((one.double() * wanted).sum() / wanted.square().sum())
         assert ratio == pytest.approx(1.0, abs=2**-9 + 1e-4)  # bf16 rounds the product once more, by half a place
+
+
+@pytest.mark.parametrize("divisor", [7, 13])
+def test_gradients_keep_their_size_when_the_scale_of_logits_is_not_a_bf16_number(divisor: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(1, 512, 64, generator=generator).bfloat16().requires_grad_()
+    weight = torch.randn(256, 64, generator=generator).bfloat16().requires_grad_()
+    targets, weights = torch.randint(0, 256, (1, 512), generator=generator), torch.ones(1, 512)
+    wide = [each.detach().double().requires_grad_() for each in (hidden, weight)]
+    rule = LossRule(scale=1 / divisor)
+    found = linear_cross_entropy_sums(hidden, weight, targets, weights, rule).objective_sum
+    wanted = F.cross_entropy(F.linear(*wide)[0] / divisor, targets[0], reduction="sum")
+    for one, other in zip(torch.autograd.grad(found, [hidden, weight]), torch.autograd.grad(wanted, wide), strict=True):
+        ratio = float((one.double() * other).sum() / other.square().sum())
+        assert ratio == pytest.approx(1.0, abs=5e-4)  # errors of single numbers, up to 2^-9, cancel

@@ -24,6 +24,10 @@ from llm.model_config import ModelConfig, RopeScaling
             {"position_embedding": "learned", "max_position_embeddings": 8, "rope_local_base_freq": 1e4},
             "rope_local_base_freq is set, and position_embedding is learned: .*set position_embedding to rope.",
         ),
+        (
+            {"position_embedding": "learned", "max_position_embeddings": 8, "rope_theta": 5e5},
+            "rope_theta is set, and position_embedding is learned: .*set position_embedding to rope.",
+        ),
         ({"layer_types": ()}, "layer_types is empty: .*Leave it out for all alike."),
         ({"layer_types": ("sliding_attention",)}, "layer_types has sliding layers, and sliding_window is null."),
         (
@@ -55,6 +59,15 @@ def test_config_is_refused_when_it_contradicts_itself(fields: dict[str, Any], me
         (
             {"rope_type": "yarn", "factor": 2.0},
             "original_max_position_embeddings is null, and rope_type yarn stretches",
+        ),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 2.0,
+                "original_max_position_embeddings": 8,
+                "low_freq_factor": 4.0,
+            },
+            "low_freq_factor is 4.0 and high_freq_factor 4.0: .*model's own configuration.",
         ),
     ],
 )
