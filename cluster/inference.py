@@ -20,7 +20,7 @@ from cluster.checkpoint import (
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError, StorageError
 from cluster.record.logs import perplexity
-from cluster.resolution import resolve_model
+from cluster.resolution import recorded_model, resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
 from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
@@ -70,7 +70,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     assert info.manifest is not None
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
-    model = read_model(info, resolve_model(ModelConfig(**run["config"]["model"]), tokenizer.vocab_size), device)
+    model = read_model(info, resolve_model(recorded_model(run["config"]["model"]), tokenizer.vocab_size), device)
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),

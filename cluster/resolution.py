@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
@@ -32,6 +36,24 @@ def open_plan(config: RunConfig) -> DataPlan:
         global_batch_size=config.train.global_batch_size,
         batch_size_warmup=config.train.batch_size_warmup,
     )
+
+
+def recorded_model(document: Mapping[str, Any]) -> ModelConfig:
+    """The model of a run's record, whose lists and nested parts come back as what they were.
+
+    Args:
+        document: `config.model` of a manifest, as plain values.
+
+    Raises:
+        RunRefusedError: It is no model that this release knows.
+    """
+    try:
+        return TypeAdapter(ModelConfig).validate_json(json.dumps(document))
+    except ValidationError as error:
+        raise RunRefusedError(
+            f"the record of the run has a model that this release does not know ({error}). Use the release that wrote "
+            "it."
+        ) from error
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:

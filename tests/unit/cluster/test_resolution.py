@@ -6,7 +6,7 @@ import pytest
 
 from cluster.config import RunConfig, TrainConfig, ZeroConfig
 from cluster.errors import RunRefusedError
-from cluster.resolution import resolve_layout
+from cluster.resolution import recorded_model, resolve_layout
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig
 
@@ -30,3 +30,8 @@ def test_layout_is_refused_when_a_zero_option_cannot_be_served(zero: ZeroConfig,
 def test_layout_takes_no_zero_option_when_the_engine_is_plain_torch() -> None:
     layout, _ = resolve_layout(make_config(ZeroConfig(stage=2, offload_optimizer="cpu")), Topology(), zero_stage=None)
     assert layout.zero_stage is None
+
+
+def test_recorded_model_is_refused_when_a_later_release_wrote_it() -> None:
+    with pytest.raises(RunRefusedError, match=r"(?s)does not know .*hidden_sizes.* Use the release that wrote it\."):
+        recorded_model({"hidden_sizes": [1, 2]})
