@@ -34,6 +34,7 @@ LOGGED = (
     "train.precision",
     "train.compile",
     "model.attention",
+    "model.experts",
     "train.max_steps",
     "healing.non_finite",
     "healing.loss_spike",

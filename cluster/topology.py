@@ -41,6 +41,8 @@ class Layout:
     threads: int
     device: str
     attention: str
+    experts: str | None
+    """None where the model has none."""
     compiled: bool
     versions: Mapping[str, str]
 
