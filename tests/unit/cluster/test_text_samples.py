@@ -133,7 +133,7 @@ def test_text_ends_with_the_positions_when_the_model_has_a_limit(tokenizer_path:
     tokens, more = (1 + len(Tokenizer.load(tokenizer_path).encode(text)) for text in (prompt, longer))
     limited = replace(MODEL, max_position_embeddings=more)  # no room for a token more after the longer
     evaluation = EvaluationConfig(prompts=(prompt, longer), sample_tokens=64)
-    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=64))
+    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=more))
     counting = engine(limited)
     assert [sample.prompt for sample in sampler(tokenizer_path, config).write(counting, 5)] == [prompt]
     assert [len(rows[0]) for rows in counting.passes] == [tokens, *[1] * (more - tokens - 1)]
