@@ -20,7 +20,8 @@ from cluster.storage.retry import retried
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""Since 2 queries, keys and values are one parameter, and so are gate and up projections."""
 MANIFEST_NAME = "MANIFEST.json"
 
 
