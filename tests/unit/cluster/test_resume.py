@@ -94,6 +94,14 @@ def test_longer_or_shorter_run_is_allowed_when_still_on_the_plateau(step: int, m
             check_resume(config_as_dict(BASE), after, step=step, run="run")
 
 
+def test_refusal_says_how_to_keep_a_rate_that_follows_from_the_depth() -> None:
+    base = replace(BASE, depth=6)
+    after = changed("optimizer.learning_rate", 2e-3, base) | {"train": changed("train.max_steps", 500, base)["train"]}
+    remedy = r"-> 0\.002 \(depth derives what is not stated: optimizer\.learning_rate=0\.001 keeps it\)"
+    with pytest.raises(RunRefusedError, match=remedy):
+        check_resume(config_as_dict(base), after, step=100, run="run")
+
+
 @pytest.mark.parametrize("name", ["cosine", "linear"])
 def test_longer_run_is_refused_when_the_schedule_falls_from_its_warmup_on(name: Literal["cosine", "linear"]) -> None:
     base = replace(BASE, schedule=ScheduleConfig(name=name, warmup_steps=10))
