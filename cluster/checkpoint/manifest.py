@@ -20,8 +20,7 @@ from cluster.storage.retry import retried
 from data_pipeline.errors import DataError
 from data_pipeline.publish import seal, unseal
 
-SCHEMA_VERSION = 2
-"""Since 2 queries, keys and values are one parameter, and so are gate and up projections."""
+SCHEMA_VERSION = 1
 MANIFEST_NAME = "MANIFEST.json"
 
 
