@@ -7,7 +7,6 @@ process, because what differs comes in: the topology, the engine and the link to
 from __future__ import annotations
 
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +16,11 @@ from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import load_newest, reject_loaded
-from cluster.engines.initial_state import InitialState
 from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation.in_loop import evaluate_datasets
 from cluster.evaluation.late import LateEffects, LateEvaluations
 from cluster.healer import Healer
+from cluster.initial_weights import beginning
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
@@ -32,8 +31,9 @@ from cluster.storage.retry import retried
 from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
-from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, train
+from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, Stopwatch, train
 from data_pipeline.sequences import TrainingSequences
+from llm.compilation import compilation_seconds
 from llm.schedule import learning_rate
 
 __all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_attempt"]
@@ -133,7 +133,7 @@ class _Attempt:
         shop.phase("loading the state")
         self._origin = load_newest(
             self._engine,
-            InitialState(shop.model, config.seed),
+            lambda facts: beginning(config, shop.model, facts, topology=topology, collectives=self._collectives),
             config=config,
             plan=self._plan,
             topology=topology,
@@ -201,6 +201,7 @@ class _Attempt:
                     save=self._save,
                     stop_requested=self._shop.around.link.stop_requested,
                     regroup_requested=self._shop.around.link.regroup_requested,
+                    compilation_seconds=compilation_seconds,
                 ),
                 device=self._topology.device,
             )
@@ -219,14 +220,13 @@ class _Attempt:
 
     def _settle(self, end: LoopEnd) -> bool:
         """Wait for what is left to be written and evaluated; whether other workers are to take over."""
-        began = time.perf_counter()
+        watch = Stopwatch(compilation_seconds)
         if self._writer.awaits_next_loss:
             self._writer.next_loss(self._loss_of_next_batch())
         self._writer.finish(last=end.ending in ("finished", "stopped"))
-        saved = time.perf_counter()
+        watch.lap(end.spent, "checkpoint")
         regroup = end.ending == "regroup" or (end.ending == "finished" and self._wait_for_late())
-        end.spent.checkpoint += saved - began
-        end.spent.evaluation += time.perf_counter() - saved
+        watch.lap(end.spent, "evaluation")
         return regroup
 
     def _open_record(self) -> RecordWriter:
@@ -240,6 +240,7 @@ class _Attempt:
                 layout=shop.layout,
                 topology=self._topology,
                 resolved=shop.resolved,
+                initialized_from=self._origin.initialized_from,
             )
         )
         record = RecordWriter(

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.continuation import Continuation
 from cluster.evaluation.in_loop import dataset_labels
 from cluster.healing import HEALING
+from cluster.initial_weights import INITIALIZED_FROM
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
 from cluster.topology import Layout, Topology, device_name
@@ -30,13 +31,15 @@ from llm.loss import EXPERT_LOAD
 def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
     """Fields of a train line.
 
-    tokens/s counts the tokens of all workers over the time of the steps, waits for data, evaluation and saving left
-    out; these are in `time/`, in seconds since the line before. MFU is
-    (6 N + 12 L d T) * tokens/s over the peak of all GPUs together; null where a peak is not known.
+    tokens/s counts the tokens of all workers over the time of the steps, waits for data, compilation, evaluation and
+    saving left out; these are in `time/`, in seconds since the line before. It is null where nothing is left of that
+    time, which a clock that was set while torch compiled can bring about. MFU is (6 N + 12 L d T) * tokens/s over the
+    peak of all GPUs together; null where a peak is not known.
     """
     sizes, seq_len = config.train.batch_sizes, config.data.seq_len
     sequences = sizes.through(report.step) - sizes.through(report.step - report.steps)
-    tokens_per_second = sequences * seq_len / report.spent.training
+    training = report.spent.training
+    tokens_per_second = sequences * seq_len / training if training > 0 else None
     peak = peak_flops(device_name(topology.device)) if topology.device.startswith("cuda") else None
     return {
         "train/loss": report.loss,
@@ -46,10 +49,10 @@ def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topo
         **_term_fields(report.terms, model),
         "train/tokens": sizes.through(report.step) * seq_len,
         "speed/tokens_per_second": tokens_per_second,
-        "speed/mfu": model_flops_utilization(
-            tokens_per_second,
-            flops_per_token(model, seq_len).full,
-            None if peak is None else peak * topology.world_size,
+        "speed/mfu": None
+        if tokens_per_second is None or peak is None
+        else model_flops_utilization(
+            tokens_per_second, flops_per_token(model, seq_len).full, peak * topology.world_size
         ),
         "memory/peak_bytes": peak_memory_bytes(topology.device),
         **time_fields(report.spent),
@@ -63,6 +66,7 @@ def time_fields(spent: Spent) -> dict[str, float]:
         "time/data_wait_seconds": spent.data_wait,
         "time/checkpoint_seconds": spent.checkpoint,
         "time/evaluation_seconds": spent.evaluation,
+        "time/compilation_seconds": spent.compilation,
     }
 
 
@@ -107,10 +111,18 @@ def manifest_run(
 
 
 def run_facts(
-    *, config: RunConfig, model: ModelConfig, plan: DataPlan, layout: Layout, topology: Topology, resolved: list[str]
+    *,
+    config: RunConfig,
+    model: ModelConfig,
+    plan: DataPlan,
+    layout: Layout,
+    topology: Topology,
+    resolved: list[str],
+    initialized_from: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Facts for run.json: all that a view of the run needs besides its logs."""
     return {
+        **({INITIALIZED_FROM: initialized_from} if initialized_from is not None else {}),
         "layout": layout.as_dict(),
         "resolved": resolved,
         "environment": {**library_versions(), "device": device_name(topology.device)},
@@ -132,7 +144,7 @@ def run_facts(
 def first_event(
     continuation: Continuation, layout: Layout, attempt: int, *, start_up_seconds: float | None = None
 ) -> dict[str, Any]:
-    """`started`, or `resumed` with the layouts before and after, and the parent where the state is that of a parent.
+    """`started`, with whose weights, or `resumed` with both layouts, and the parent where the state is a parent's.
 
     Args:
         continuation: What the attempt begins with.
@@ -144,7 +156,8 @@ def first_event(
     if start_up_seconds is not None:
         common["start_up_seconds"] = round(start_up_seconds, 3)
     if continuation.manifest is None:
-        return {**common, "event": "started"}
+        lineage = continuation.initialized_from
+        return {**common, "event": "started", **({INITIALIZED_FROM: lineage} if lineage is not None else {})}
     parent = continuation.manifest.run.get(BRANCHED_FROM)
     return {
         **common,

@@ -16,7 +16,7 @@ from cluster.checkpoint import CheckpointInfo, Manifest, find_checkpoint
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.config import RunConfig
 from cluster.errors import CheckpointError, RunNotFoundError, RunRefusedError
-from cluster.resolution import open_plan, recorded_model, resolve_model
+from cluster.resolution import open_plan, resolve_model
 from cluster.resume import Change, changes, completed
 from cluster.run_directory import RUN_NAME, RunDirectory, config_as_dict
 from cluster.storage.object_path import ObjectPath
@@ -24,7 +24,7 @@ from cluster.storage.operations import StoragePath, list_names, storage_path
 from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
-from llm.config import ScheduleConfig
+from llm.config import ModelConfig, ScheduleConfig
 from llm.schedule import learning_rate
 
 BRANCHED_FROM = "branched_from"
@@ -52,6 +52,7 @@ _BATCH_SIZES = ("global_batch_size", "batch_size_warmup")
 """Fields of `train`, and of a data plan, that say how many sequences each step takes."""
 _REFUSED = {
     "task": "the heads of another task would have no weights",
+    "initialize_from": "its weights are those that its parent had",
     "data.seq_len": "tokens so far and the place in the data are counted in sequences of one length",
     "data.begins_after_step": "branch sets it itself, where the data changes",
 }
@@ -251,7 +252,7 @@ def _check_tokenizer_and_model(
             f"trained with {wanted}: their token ids mean different text. Build the dataset with "
             f"`tokenizer: {{path: {parent / 'tokenizer.model'}}}`."
         )
-    was = resolve_model(recorded_model(before["model"]), dataset.vocab_size)
+    was = resolve_model(ModelConfig.from_json(before["model"]), dataset.vocab_size)
     now = resolve_model(config.model, dataset.vocab_size)
     if was.vocab_size != now.vocab_size:
         raise RunRefusedError(

@@ -238,6 +238,9 @@ class RunConfig:
     """Name of the run; its directory is storage/name."""
     task: Literal["pretrain"] = "pretrain"
     """What is learned."""
+    initialize_from: str | None = None
+    """A run, a checkpoint (RUN/checkpoints/step-...) or a Hugging Face directory whose weights the run begins with, its
+    optimizer fresh; what is not stated of `model` is taken from there. Null: random weights."""
     storage: str = "runs"
     """Directory that all nodes see, or a place in an object store: s3://bucket/runs, gs://..., az://..."""
     seed: int = 1234

@@ -44,6 +44,15 @@ _MAY_CHANGE_ROUNDING = ("precision", "device", "attention", "experts", "compiled
 """Parts of a layout whose change explains another loss better than a bad checkpoint does."""
 
 
+@dataclass(frozen=True)
+class Beginning:
+    """The state before the first step."""
+
+    state: StateSource
+    lineage: Mapping[str, Any] | None = None
+    """Whose weights they are, where they are not random."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Continuation:
     """State that was loaded. `info` and `manifest` are None where the run begins."""
@@ -59,6 +68,8 @@ class Continuation:
     manifest: Manifest | None = None
     same_next_batch: bool = True
     """Whether the batch that comes next is the one whose loss the checkpoint holds."""
+    initialized_from: Mapping[str, Any] | None = None
+    """Whose weights the run begins with, where it begins here and they are not random."""
 
     def check_loss(self, loss: float, precision: Precision) -> str | None:
         """Compare the first loss with that which the saved state gave.
@@ -81,7 +92,7 @@ class Continuation:
 
 def load_newest(
     engine: Engine,
-    initial: StateSource,
+    begin: Callable[[Mapping[str, Any]], Beginning],
     *,
     config: RunConfig,
     plan: DataPlan,
@@ -89,7 +100,9 @@ def load_newest(
     collectives: Collectives,
     post: Callable[[dict[str, Any]], None],
 ) -> Continuation:
-    """Set the engine from the newest good checkpoint, or from the initial state where there was never one.
+    """Set the engine from the newest good checkpoint, or from the state that `begin` gives where there was never one.
+
+    `begin` is called with what run.json holds, on all ranks.
 
     Damaged checkpoints are passed over one by one, each with an event that says why. The ranks share the work of
     verifying the files and agree on what they find.
@@ -108,7 +121,7 @@ def load_newest(
         abandoned = _abandoned(info, facts)
         if info.unreadable and not abandoned:
             raise CheckpointUnreadableError(f"rank 0: {info.problem}")
-        problem = info.problem or abandoned or _agreed_damage(files, topology, collectives)
+        problem = info.problem or abandoned or agreed_damage(files, topology, collectives)
         if problem is None and info.manifest is not None:
             changes = _check_continuation(info.manifest, config, plan)
             files.vouch(collectives.sum(files.found_in_storage()))
@@ -134,8 +147,10 @@ def load_newest(
             f"run {directory} has saved checkpoints, the last at step {published}, and none is there now. Bring "
             f"{directory / 'checkpoints'} back (a volume that is not mounted?), or begin anew with --fresh."
         )
-    engine.load(initial)
-    return Continuation(step=0, decisions=Decisions.of(facts, config.healing), changes=())
+    beginning = begin(facts)
+    engine.load(beginning.state)
+    decisions = Decisions.of(facts, config.healing)
+    return Continuation(step=0, decisions=decisions, changes=(), initialized_from=beginning.lineage)
 
 
 def _facts_and_candidates(directory: StoragePath) -> tuple[dict[str, Any], list[CheckpointInfo]]:
@@ -160,7 +175,7 @@ def _is_leftover(info: CheckpointInfo, attempt: int) -> bool:
     return is_gone(info.directory / attempt_name(manifest.attempt), info.directory)
 
 
-def _agreed_damage(files: VerifiedFiles, topology: Topology, collectives: Collectives) -> str | None:
+def agreed_damage(files: VerifiedFiles, topology: Topology, collectives: Collectives) -> str | None:
     """What the first rank found to be damaged; None where the ranks together found every file good. Collective.
 
     Raises:

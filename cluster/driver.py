@@ -17,6 +17,7 @@ from cluster.errors import ClusterError, ResourcesError, RunBusyError
 from cluster.evaluation.late import evaluations_are_missing
 from cluster.evaluation.task import require_something_to_evaluate
 from cluster.healing import Decisions
+from cluster.initial_weights import InitialWeights, check_initial_weights, check_vocabulary
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
 from cluster.lease import Lease, forget, hold
@@ -29,6 +30,7 @@ from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure
 from cluster.resolution import open_plan, resolve_model
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
+    PUBLISHED_STEP,
     RUN_NAME,
     TOKENIZER_NAME,
     RunDirectory,
@@ -107,10 +109,13 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     if not isinstance(storage, Path):  # it must answer before it is asked for the run, and nothing is left there
         prepare_storage(storage, patient=launch.job is not None and launch.job.predecessor is not None)
     fresh = launch.fresh and not _was_begun_by(launch.job, directory)
-    plan = _open_plan(config, {} if fresh else _facts(directory))
+    facts = {} if fresh else _facts(directory)
+    plan = _open_plan(config, facts)
     if isinstance(storage, Path):
         prepare_storage(storage)
     newest = None if fresh or is_half_set_aside(directory) else _check_continuation(config, plan, directory)
+    begins = newest is None and config.initialize_from is not None
+    weights = check_initial_weights(config, plan, facts) if begins else None
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
         check_reachable(launch.wandb_server)  # asked for by name; a run that has begun spools instead
     make_directory(directory)
@@ -131,17 +136,27 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
             fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
             device = newest.manifest.run["layout"]["device"] if newest and newest.manifest else None
             gpus_per_worker = _patiently(
-                launch.job, say, lambda: check_cluster(config, cluster, fingerprints, device_so_far=device, say=say)
+                launch.job,
+                say,
+                lambda: check_cluster(
+                    config, cluster, fingerprints, weights=_sight(weights), device_so_far=device, say=say
+                ),
             )
             if fresh and RunDirectory(directory).exists():
                 lease = _set_aside(directory, lease, launch, held, say)
-            return _train(config, launch, plan, lease, listener, gpus_per_worker)
+            return _train(config, launch, plan, lease, listener, gpus_per_worker, weights)
     finally:
         _forget_unbegun(directory)
 
 
 def _train(
-    config: RunConfig, launch: Launch, plan: DataPlan, lease: Lease, listener: Listener, gpus_per_worker: int
+    config: RunConfig,
+    launch: Launch,
+    plan: DataPlan,
+    lease: Lease,
+    listener: Listener,
+    gpus_per_worker: int,
+    weights: InitialWeights | None,
 ) -> RunOutcome:
     """Begin or continue the run that this driver holds, and tell its end."""
     directory = storage_path(config.storage) / config.name
@@ -160,7 +175,12 @@ def _train(
         listener=listener,
         private_cluster=launch.ray_address is None,
         job=_job_facts(launch),
-        examine=lambda node_id: examine_node(storage_path(config.storage), fingerprints, node_id),
+        examine=lambda node_id: examine_node(
+            storage_path(config.storage),
+            fingerprints,
+            node_id,
+            weights={} if PUBLISHED_STEP in record.facts() else _sight(weights),
+        ),
     )
     try:
         result = train_on_ray(config, desk, gpus_per_worker=gpus_per_worker)
@@ -260,6 +280,11 @@ def _datasets(config: RunConfig, plan: DataPlan) -> Iterator[tuple[MixtureEntry,
     return zip(config.data.entries, plan.datasets, strict=True)
 
 
+def _sight(weights: InitialWeights | None) -> dict[str, str]:
+    """Where the weights lie that the run begins with, and their fingerprint, for nodes to compare; else nothing."""
+    return {str(weights.directory): weights.fingerprint} if weights is not None else {}
+
+
 def _facts(directory: StoragePath) -> dict[str, Any]:
     record = RunDirectory(directory)
     return record.facts() if record.exists() else {}
@@ -274,6 +299,7 @@ def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
     """
     plan = open_plan(config)
     plan.check_steps(config.train.max_steps, Decisions.of(facts, config.healing).skips)
+    check_vocabulary(config, plan.datasets[0].vocab_size)
     resolve_model(config.model, plan.datasets[0].vocab_size)
     require_something_to_evaluate(config, plan.datasets)
     return plan

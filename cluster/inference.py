@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +22,7 @@ from cluster.checkpoint import (
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError, StorageError
 from cluster.record.logs import perplexity
-from cluster.resolution import recorded_model, resolve_model
+from cluster.resolution import resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
 from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
@@ -70,20 +72,26 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     assert info.manifest is not None
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
-    model = read_model(info, resolve_model(recorded_model(run["config"]["model"]), tokenizer.vocab_size), device)
+    model = read_model(info, resolve_model(ModelConfig.from_json(run["config"]["model"]), tokenizer.vocab_size), device)
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
         data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
-        dataset_paths=(
-            (data["dataset"],)
-            if isinstance(data["dataset"], str)
-            else tuple(entry["path"] for entry in data["dataset"])
-        ),
+        dataset_paths=dataset_paths(data),
         step=info.step,
         run_directory=run_directory,
     )
+
+
+def dataset_paths(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the datasets lay that a run was trained on.
+
+    Args:
+        data: The `data` section of the configuration in a checkpoint.
+    """
+    named = data["dataset"]
+    return (named,) if isinstance(named, str) else tuple(entry["path"] for entry in named)
 
 
 def read_model(info: CheckpointInfo, config: ModelConfig, device: str = "cpu") -> Transformer:

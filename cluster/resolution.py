@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from pydantic import TypeAdapter, ValidationError
 
 from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
@@ -21,6 +18,11 @@ from llm.attention import resolve_attention
 from llm.config import ModelConfig
 from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
+
+if TYPE_CHECKING:
+    from cluster.checkpoint import Manifest
+
+_EMBEDDING = "model.embed_tokens.weight"
 
 
 def open_plan(config: RunConfig) -> DataPlan:
@@ -38,22 +40,11 @@ def open_plan(config: RunConfig) -> DataPlan:
     )
 
 
-def recorded_model(document: Mapping[str, Any]) -> ModelConfig:
-    """The model of a run's record, whose lists and nested parts come back as what they were.
-
-    Args:
-        document: `config.model` of a manifest, as plain values.
-
-    Raises:
-        RunRefusedError: It is no model that this release knows.
-    """
-    try:
-        return TypeAdapter(ModelConfig).validate_json(json.dumps(document))
-    except ValidationError as error:
-        raise RunRefusedError(
-            f"the record of the run has a model that this release does not know ({error}). Use the release that wrote "
-            "it."
-        ) from error
+def trained_model(manifest: Manifest) -> ModelConfig:
+    """The model whose weights a checkpoint holds, its vocabulary as large as the embedding there."""
+    model = ModelConfig.from_json(manifest.run["config"]["model"])
+    embedded = manifest.pieces[_EMBEDDING][0].shape[0]
+    return model if model.vocab_size is not None else replace(model, vocab_size=embedded)
 
 
 def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from typing import Any, Literal
 
 import torch
@@ -32,7 +32,10 @@ class Topology:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What bit-equality depends on besides the plan: recorded in every manifest and compared at resume."""
+    """What bit-equality depends on besides the plan: recorded in every manifest and compared at resume.
+
+    A field that older manifests lack has a default, which says what was done before there was the field.
+    """
 
     world_size: int
     zero_stage: int | None
@@ -41,9 +44,9 @@ class Layout:
     threads: int
     device: str
     attention: str
-    experts: str | None
+    experts: str | None = None
     """None where the model has none."""
-    compiled: bool
+    compiled: bool = False
     versions: Mapping[str, str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,8 +55,9 @@ class Layout:
 
     def differences(self, other: Mapping[str, Any]) -> dict[str, list[Any]]:
         """Fields whose values differ from those of another layout's JSON form: {field: [other, this]}."""
-        mine = self.as_dict()
-        return {key: [other.get(key), value] for key, value in mine.items() if other.get(key) != value}
+        known = {field.name: field.default for field in fields(self) if field.default is not MISSING}
+        theirs = {**known, **other}
+        return {key: [theirs.get(key), value] for key, value in self.as_dict().items() if theirs.get(key) != value}
 
 
 def set_arithmetic(topology: Topology, *, deterministic: bool) -> None:

@@ -53,6 +53,34 @@ class Spent:
     checkpoint: float = 0.0
     """The step path standing still for saves."""
     evaluation: float = 0.0
+    compilation: float = 0.0
+    """torch compiling, whatever it was compiled for; none of the other parts holds it."""
+
+
+class Stopwatch:
+    """Puts the time since it was last asked into a part, and what torch compiled for meanwhile into its own."""
+
+    def __init__(self, compilation_seconds: Callable[[], float]) -> None:
+        """Begin.
+
+        Args:
+            compilation_seconds: Spent compiling in this process so far.
+        """
+        self._compilation_seconds = compilation_seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Put the time until now nowhere."""
+        self._since, self._compiled = time.perf_counter(), self._compilation_seconds()
+
+    def lap(self, spent: Spent, part: Literal["training", "data_wait", "checkpoint", "evaluation"]) -> None:
+        """Put the time until now into a part."""
+        since, compiled = self._since, self._compiled
+        self.restart()
+        passed = self._since - since
+        compilation = min(max(self._compiled - compiled, 0.0), passed)  # torch's clock is another, and may be set
+        spent.compilation += compilation
+        setattr(spent, part, getattr(spent, part) + passed - compilation)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +131,8 @@ class Effects:
     """Whether a person or the platform wants this rank to save and end."""
     regroup_requested: Callable[[], Regroup]
     """Whether the driver wants this rank to end for other workers to take over."""
+    compilation_seconds: Callable[[], float]
+    """Spent compiling in this process so far."""
 
 
 def train(
@@ -132,9 +162,9 @@ def train(
     fresh = True
     saved_last = False
     spent, steps = Spent(), 0
-    waiting_since = time.perf_counter()
+    watch = Stopwatch(effects.compilation_seconds)
     for batch in batches:
-        started = time.perf_counter()
+        watch.lap(spent, "data_wait")
         effects.observe(batch)
         regroup = effects.regroup_requested()
         target_weight, stops, regroups, leaves = collectives.sum(
@@ -169,9 +199,7 @@ def train(
             return LoopEnd(ending="rollback", spent=spent)
         fresh = saved_last = False
 
-        now = time.perf_counter()
-        spent.data_wait += started - waiting_since
-        spent.training += now - started
+        watch.lap(spent, "training")
         steps += 1
         if rhythm.logs(batch.step):
             effects.log(
@@ -188,18 +216,18 @@ def train(
             spent, steps = Spent(), 0
         if rhythm.evaluates(batch.step):
             effects.evaluate(batch.step)
-            spent.evaluation += time.perf_counter() - now
+            watch.lap(spent, "evaluation")
         effects.record_evaluations()
-        now = time.perf_counter()
+        watch.restart()
         if rhythm.saves(batch.step) or stops or leaves:
             effects.save(batch.step)
             saved_last = True
-            spent.checkpoint += time.perf_counter() - now
+            watch.lap(spent, "checkpoint")
         if stops and batch.step < rhythm.last_step:
             return LoopEnd(ending="stopped", spent=spent)
         if regroups and saved_last and batch.step < rhythm.last_step:
             return LoopEnd(ending="regroup", spent=spent)
-        waiting_since = time.perf_counter()
+        watch.restart()
     return LoopEnd(ending="finished", spent=spent)
 
 

@@ -78,6 +78,24 @@ def file_table(facts: Mapping[str, Any]) -> Table:
     return rows
 
 
+def export_table(facts: Mapping[str, Any]) -> Table:
+    """What an export holds, and how far it was proven."""
+    proof, ids = facts["proof"], facts["tokens_compared"]
+    rows = table("export", "")
+    rows.add_row("directory", facts["directory"])
+    rows.add_row("family", facts["model_type"])
+    rows.add_row("checkpoint", f"step {facts['step']:,}")
+    rows.add_row("weights", f"{byte_size(facts['weight_bytes'])} in {plural(len(facts['weight_files']), 'file')}")
+    rows.add_row("numbers", facts["dtype"])
+    rows.add_row("tokenizer", "not written" if ids is None else f"proven: {ids:,} ids are the same in transformers")
+    rows.add_row(
+        "logits",
+        f"proven: at {proof['positions']:,} positions at most {proof['relative_difference']:.1e} of their scale apart",
+    )
+    rows.add_row("compared on", facts["proven_on"])
+    return rows
+
+
 def fact_table(comparison: Comparison) -> Table:
     """What the two were trained with, where that differs."""
     rows = table("key", "first", "second")

@@ -18,6 +18,7 @@ from data_pipeline.config import DataBuildConfig
 from launcher.config_problems import Problem, problems
 from launcher.depth import with_depth
 from launcher.errors import ConfigError
+from launcher.initialization import with_initialization
 from launcher.overrides import apply_overrides
 from launcher.yaml_file import dump_yaml, parse_yaml
 
@@ -25,17 +26,19 @@ _YAML_SUFFIXES = (".yaml", ".yml")
 _Config = TypeVar("_Config", RunConfig, DataBuildConfig)
 
 
-def load_run_config(config: str, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(config: str, overrides: Sequence[str] = (), *, fresh: bool = False) -> RunConfig:
     """Read the configuration of a run.
 
     Args:
         config: Path of a YAML file, or the name of a shipped recipe.
         overrides: `key.sub=value` texts that replace what the file says.
+        fresh: The run is to begin anew, whatever its directory holds.
 
     Raises:
         ConfigError: The file cannot be read, or something in it is not allowed; every problem is named.
     """
-    return _load(RunConfig, config, overrides)
+    source, tree = _read_tree(config, overrides)
+    return _validate(RunConfig, with_initialization(tree, fresh=fresh), config, source, overrides)
 
 
 def load_branch_config(parent: str, name: str, overrides: Sequence[str] = ()) -> RunConfig:
@@ -59,7 +62,8 @@ def load_branch_config(parent: str, name: str, overrides: Sequence[str] = ()) ->
 
 def load_build_config(config: str, overrides: Sequence[str] = ()) -> DataBuildConfig:
     """Read the configuration of a dataset build; arguments and errors as for `load_run_config`."""
-    return _load(DataBuildConfig, config, overrides)
+    source, tree = _read_tree(config, overrides)
+    return _validate(DataBuildConfig, tree, config, source, overrides)
 
 
 def load_config(config: str, overrides: Sequence[str] = ()) -> RunConfig | DataBuildConfig:
@@ -67,7 +71,7 @@ def load_config(config: str, overrides: Sequence[str] = ()) -> RunConfig | DataB
     source, tree = _read_tree(config, overrides)
     if "sources" in tree:
         return _validate(DataBuildConfig, tree, config, source, overrides)
-    return _validate(RunConfig, tree, config, source, overrides)
+    return _validate(RunConfig, with_initialization(tree), config, source, overrides)
 
 
 def recipe_names() -> list[str]:
@@ -108,11 +112,6 @@ def resolved_yaml(config: RunConfig | DataBuildConfig) -> str:
 def schema(root: type) -> dict[str, Any]:
     """JSON schema (draft 2020-12) of a configuration class, every key with its description."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(root).json_schema()}
-
-
-def _load(root: type[_Config], config: str, overrides: Sequence[str]) -> _Config:
-    source, tree = _read_tree(config, overrides)
-    return _validate(root, tree, config, source, overrides)
 
 
 def _names_a_recipe(config: str) -> bool:

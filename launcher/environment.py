@@ -80,7 +80,7 @@ def require_absolute_paths(config: RunConfig | DataBuildConfig) -> None:
         paths = {"output": config.output, "tokenizer.path": config.tokenizer.path}
         paths |= {f"sources.{index}.path": source.path for index, source in enumerate(config.sources)}
     else:
-        paths = {"storage": config.storage}
+        paths = {"storage": config.storage, "initialize_from": config.initialize_from}
         if isinstance(config.data.dataset, str):
             paths["data.dataset"] = config.data.dataset
         else:
@@ -126,7 +126,7 @@ def jobs_address(given: str | None, environment: Mapping[str, str] = os.environ)
 
 
 def _require_absolute(key: str, path: str) -> None:
-    if key == "storage" and is_uri(path):
+    if key in ("storage", "initialize_from") and is_uri(path):
         return
     if not Path(path).is_absolute() and not is_sample(path):
         raise ConfigError(

@@ -11,6 +11,7 @@ from rich.text import Text
 from launcher.report.events import title, tone
 from launcher.report.record import Event
 from launcher.report.units import MISSING, plural, significant
+from launcher.report.words import weights_words
 
 _STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 _OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
@@ -26,13 +27,15 @@ def position(message: Mapping[str, Any], seconds_left: float | None) -> str:
 
 
 def figures(message: Mapping[str, Any], validation: Mapping[str, float | None]) -> str:
-    """Loss, perplexity and speed of a step, and the last validation perplexity of every dataset."""
+    """Loss, perplexity, speed and busiest expert of a step, and the last validation perplexity of every dataset."""
     speed = message.get("speed/tokens_per_second")
     parts = [
         f"loss {_decimals(message.get('train/loss'), 4)}",
         f"perplexity {significant(message.get('train/perplexity'))}",
         f"{MISSING if speed is None else format(speed, ',.0f')} tokens/s",
     ]
+    load = message.get("router/largest_load")
+    parts += [] if load is None else [f"busiest expert {load:.2f}x"]
     for name, perplexity in validation.items():
         label = "validation" if len(validation) == 1 else f"validation {name}"
         parts.append(f"{label} {significant(perplexity)}")
@@ -80,6 +83,9 @@ def _sentence(event: Event) -> str:
         parent = event.details.get("branched_from")
         if isinstance(parent, dict):
             begin = f"branching off from {parent.get('name')} with the checkpoint of this step"
+        weights = event.details.get("initialized_from")
+        if isinstance(weights, dict):
+            begin = f"{begin} with the {weights_words(weights)}"
         return ", ".join([begin, *_layout(event.details.get("layout"))])
     if event.name == "checkpoint_saved":
         return "checkpoint saved"

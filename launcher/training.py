@@ -122,9 +122,15 @@ def _write_report(run_directory: StoragePath) -> StoragePath | None:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """The same run with storage and datasets named from the root: workers have directories of their own."""
+    """The same run with all its paths named from the root: workers have directories of their own."""
 
     def dataset_from_root(path: str) -> str:
         return path if is_sample(path) else from_root(path)
 
-    return resolve_datasets(replace(config, storage=from_root(config.storage)), dataset_from_root)
+    begin = config.initialize_from
+    config = replace(
+        config,
+        storage=from_root(config.storage),
+        initialize_from=from_root(begin) if begin is not None else None,
+    )
+    return resolve_datasets(config, dataset_from_root)

@@ -6,8 +6,9 @@ caps as in Gemma 2's, multipliers as in Granite's, experts as in Qwen3-MoE's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
 AttentionName = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash3", "flash4"]
@@ -198,6 +199,16 @@ class ModelConfig:
     """Attention backend: `eager` is the readable reference, `sdpa` torch's fused kernels, `varlen` those whose work
     shrinks with documents and windows, `flex` kernels compiled for the model (GPU), `flash3` and `flash4` newer
     FlashAttention from its own package (GPU); `auto` resolves once."""
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> ModelConfig:
+        """The configuration that plain JSON values were made of; keys that their writer did not know at the default."""
+        scaling, types = document.get("rope_scaling"), document.get("layer_types")
+        parts = {
+            "rope_scaling": None if scaling is None else RopeScaling(**scaling),
+            "layer_types": None if types is None else tuple(types),
+        }
+        return cls(**{**document, **parts})
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:

@@ -47,6 +47,10 @@ class Piece:
     states: tuple[str, ...]
     """Tensors of the fragment in the file: the master, and what the optimizer keeps for this parameter."""
 
+    def stored_name(self, parameter: str) -> str:
+        """Name of its parameter in the file."""
+        return parameter
+
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 
 from cluster.checkpoint.manifest import Manifest, Piece, tensor_key
+from cluster.checkpoint.older_names import pieces_from_parts
 from cluster.checkpoint.rank_file import RankFile
 from cluster.checkpoint.reach import explain
 from cluster.engines.protocol import MASTER, Fragment
@@ -88,7 +89,7 @@ class CheckpointReader:
             low, high = max(fragment.offset, piece.offset), min(stop, piece.offset + piece.length)
             if low < high:
                 part = target[low - fragment.offset : high - fragment.offset]
-                self._fill(part, piece, tensor_key(state, fragment.name), low - piece.offset)
+                self._fill(part, piece, tensor_key(state, piece.stored_name(fragment.name)), low - piece.offset)
                 filled += high - low
         if filled != fragment.length:
             raise CheckpointError(
@@ -96,9 +97,13 @@ class CheckpointReader:
                 f"({state}) from {fragment.offset} on: its pieces must cover every parameter once."
             )
 
+    @cached_property
+    def _from_parts(self) -> Mapping[str, tuple[Piece, ...]]:
+        return pieces_from_parts(self._manifest)
+
     def _pieces(self, name: str) -> tuple[Piece, ...]:
         try:
-            return self._manifest.pieces[name]
+            return self._manifest.pieces[name] if name in self._manifest.pieces else self._from_parts[name]
         except KeyError as error:
             raise CheckpointError(
                 f"checkpoint {self._directory} has no parameter {name!r}: it was written by another model. Restore the "

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cluster.engines.protocol import MASTER, Fragment
+from cluster.engines.protocol import MASTER, Fragment, StateSource
+from cluster.errors import RunRefusedError
 from llm.config import ModelConfig
 from llm.initialization import initial_value
 
@@ -36,3 +37,75 @@ class InitialState:
     def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
         """Set a tensor to the fragment's initial values."""
         target.copy_(self.read(fragment, state))
+
+
+class WeightsByName:
+    """Weights that come one whole parameter at a time, for an optimizer that has seen nothing yet.
+
+    The last parameter is kept: the fragments of one come one after another.
+
+    Args:
+        read: Gives a parameter by its name, in its own shape; fp32 on the CPU.
+    """
+
+    def __init__(self, read: Callable[[str], torch.Tensor]) -> None:
+        self._read = read
+        self._name: str | None = None
+        self._parameter = torch.empty(0)
+
+    def scalars(self, name: str) -> Mapping[str, float]:
+        """No parameter has been updated yet."""
+        return {}
+
+    def tensor_names(self, name: str) -> Sequence[str]:
+        """The optimizer has no state yet."""
+        return ()
+
+    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
+        """The fragment's values.
+
+        Raises:
+            RunRefusedError: The parameter has another shape.
+        """
+        if state != MASTER:
+            raise KeyError(f"weights to begin with hold no {state!r}")
+        if self._name != fragment.name:
+            self._parameter = torch.empty(0)  # before the next one comes, so that only one is held
+            self._name, self._parameter = fragment.name, self._read(fragment.name)
+        if tuple(self._parameter.shape) != fragment.shape:
+            raise RunRefusedError(
+                f"parameter {fragment.name} has the shape {list(self._parameter.shape)} in the weights to begin with, "
+                f"and {list(fragment.shape)} in the model. Leave the model's shape out of the configuration."
+            )
+        return self._parameter.reshape(-1)[fragment.offset : fragment.offset + fragment.length]
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a tensor to the fragment's values."""
+        target.copy_(self.read(fragment, state))
+
+
+class WeightsOf:
+    """The weights of another state, a checkpoint's, without what its optimizer had gathered."""
+
+    def __init__(self, state: StateSource) -> None:
+        self._state = state
+
+    def scalars(self, name: str) -> Mapping[str, float]:
+        """No parameter has been updated yet."""
+        return {}
+
+    def tensor_names(self, name: str) -> Sequence[str]:
+        """The optimizer has no state yet."""
+        return ()
+
+    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
+        """The fragment's values there."""
+        if state != MASTER:
+            raise KeyError(f"weights to begin with hold no {state!r}")
+        return self._state.read(fragment, state)
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a tensor to the fragment's values there."""
+        if state != MASTER:
+            raise KeyError(f"weights to begin with hold no {state!r}")
+        self._state.read_into(fragment, state, target)

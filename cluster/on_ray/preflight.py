@@ -13,7 +13,7 @@ from typing import Any
 
 from cluster.config import ResourcesConfig, RunConfig
 from cluster.engines.zero_options import check_zero
-from cluster.errors import ResourcesError, StorageError
+from cluster.errors import ClusterError, ResourcesError, RunRefusedError, StorageError
 from cluster.on_ray.evaluator import require_room_for_task
 from cluster.on_ray.ray_cluster import Cluster, Node, live_nodes, room_for_workers
 from cluster.storage.check import account_of
@@ -36,6 +36,8 @@ class NodeAnswer:
     storage_problem: str | None = None
     dataset_problems: Mapping[str, str] = field(default_factory=dict)
     """By path."""
+    weights_problems: Mapping[str, str] = field(default_factory=dict)
+    """By place."""
 
 
 def check_cluster(
@@ -43,6 +45,7 @@ def check_cluster(
     cluster: Cluster,
     fingerprints: Mapping[str, str],
     *,
+    weights: Mapping[str, str],
     device_so_far: str | None,
     say: Callable[[str], None],
 ) -> int:
@@ -52,6 +55,7 @@ def check_cluster(
         config: The run; paths absolute.
         cluster: The connection.
         fingerprints: Of the run's datasets, by path, as the driver sees them.
+        weights: Fingerprint of the weights that the run begins with, by place; empty where it has begun.
         device_so_far: `cpu` or `cuda`, what the run's newest checkpoint was computed on; None for a new run.
         say: Told what is resolved and what takes a while.
 
@@ -60,7 +64,8 @@ def check_cluster(
 
     Raises:
         ResourcesError: The run asks for more than there is, or nodes run different software.
-        RunRefusedError: A ZeRO option does not fit the devices or the number of workers.
+        RunRefusedError: A ZeRO option does not fit the devices or the number of workers, or a node does not see the
+            weights that the run begins with.
         StorageError: A node cannot write the storage, or sees another one.
         DatasetError: A node lacks a dataset or has another one.
     """
@@ -71,7 +76,7 @@ def check_cluster(
     require_room_for_task(config, nodes, gpus_per_worker)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
-        _check_nodes(storage_path(config.storage), fingerprints, nodes)
+        _check_nodes(storage_path(config.storage), fingerprints, nodes, weights)
     return gpus_per_worker
 
 
@@ -109,7 +114,9 @@ def resolve_gpus(
     return per_worker
 
 
-def examine_node(storage: StoragePath, fingerprints: Mapping[str, str], node_id: str) -> str | None:
+def examine_node(
+    storage: StoragePath, fingerprints: Mapping[str, str], node_id: str, *, weights: Mapping[str, str]
+) -> str | None:
     """Check a node that joined a running cluster as those that were there at the start.
 
     Returns:
@@ -118,18 +125,20 @@ def examine_node(storage: StoragePath, fingerprints: Mapping[str, str], node_id:
     from ray.exceptions import RayError
 
     try:
-        _check_nodes(storage, fingerprints, [node for node in live_nodes() if node.id == node_id])
-    except (ResourcesError, StorageError, DataError, OSError, RayError) as error:
+        _check_nodes(storage, fingerprints, [node for node in live_nodes() if node.id == node_id], weights)
+    except (ResourcesError, RunRefusedError, StorageError, DataError, OSError, RayError) as error:
         return str(error)
     return None
 
 
-def _check_nodes(storage: StoragePath, fingerprints: Mapping[str, str], nodes: list[Node]) -> None:
-    """Probe the storage from every node, and compare software and datasets with the driver's."""
+def _check_nodes(
+    storage: StoragePath, fingerprints: Mapping[str, str], nodes: list[Node], weights: Mapping[str, str]
+) -> None:
+    """Probe the storage from every node, and compare software, datasets and initial weights with the driver's."""
     mark = f".probe-{secrets.token_hex(4)}"
     try:
         write_atomically(storage / mark, b"written by the driver")
-        answers = _ask(nodes, storage, mark, fingerprints)
+        answers = _ask(nodes, storage, mark, fingerprints, weights)
         for node, answer in zip(nodes, answers, strict=True):
             _judge(node, answer, storage, mark)
     finally:
@@ -137,7 +146,13 @@ def _check_nodes(storage: StoragePath, fingerprints: Mapping[str, str], nodes: l
             remove_files([storage / mark, *(storage / f"{mark}-{node.id}" for node in nodes)])
 
 
-def _ask(nodes: list[Node], storage: StoragePath, mark: str, fingerprints: Mapping[str, str]) -> list[NodeAnswer]:
+def _ask(
+    nodes: list[Node],
+    storage: StoragePath,
+    mark: str,
+    fingerprints: Mapping[str, str],
+    weights: Mapping[str, str],
+) -> list[NodeAnswer]:
     import ray
     from ray.exceptions import GetTimeoutError, RayError
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -145,7 +160,7 @@ def _ask(nodes: list[Node], storage: StoragePath, mark: str, fingerprints: Mappi
     def ask(node: Node) -> Any:
         there = NodeAffinitySchedulingStrategy(node.id, soft=False)
         task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)(answer_for_node)
-        return task.remote(str(storage), mark, node.id, dict(fingerprints))
+        return task.remote(str(storage), mark, node.id, dict(fingerprints), dict(weights))
 
     answers = []
     for node, reference in [(node, ask(node)) for node in nodes]:
@@ -165,8 +180,10 @@ def _ask(nodes: list[Node], storage: StoragePath, mark: str, fingerprints: Mappi
     return answers
 
 
-def answer_for_node(storage: str, mark: str, node_id: str, fingerprints: dict[str, str]) -> NodeAnswer:
-    """Runs on the node: write and read the storage, open the datasets, name the software."""
+def answer_for_node(
+    storage: str, mark: str, node_id: str, fingerprints: dict[str, str], weights: dict[str, str]
+) -> NodeAnswer:
+    """Runs on the node: write and read the storage, open the datasets and the initial weights, name the software."""
     place, storage_problem = storage_path(storage), None
     try:
         (place / mark).read_bytes()
@@ -184,7 +201,30 @@ def answer_for_node(storage: str, mark: str, node_id: str, fingerprints: dict[st
         else:
             if found != fingerprint:
                 problems[path] = f"it has the fingerprint {found} there, and {fingerprint} for the driver"
-    return NodeAnswer(versions=library_versions(), storage_problem=storage_problem, dataset_problems=problems)
+    return NodeAnswer(
+        versions=library_versions(),
+        storage_problem=storage_problem,
+        dataset_problems=problems,
+        weights_problems=_weights_problems(weights),
+    )
+
+
+def _weights_problems(weights: Mapping[str, str]) -> dict[str, str]:
+    if not weights:
+        return {}  # to look at them takes torch, which takes seconds to import
+    from cluster.initial_weights import find_initial_weights
+    from llm.errors import ModelError
+
+    problems = {}
+    for place, fingerprint in weights.items():
+        try:
+            found = find_initial_weights(place).fingerprint
+        except (ClusterError, ModelError, OSError) as error:
+            problems[place] = str(error)
+        else:
+            if found != fingerprint:
+                problems[place] = f"they have the fingerprint {found} there, and {fingerprint} for the driver."
+    return problems
 
 
 def _judge(node: Node, answer: NodeAnswer, storage: StoragePath, mark: str) -> None:
@@ -193,6 +233,7 @@ def _judge(node: Node, answer: NodeAnswer, storage: StoragePath, mark: str) -> N
             versions=answer.versions,
             storage_problem="writes there what the driver does not see: it is another storage on that node",
             dataset_problems=answer.dataset_problems,
+            weights_problems=answer.weights_problems,
         )
     if answer.storage_problem is not None:
         rule = (
@@ -207,6 +248,11 @@ def _judge(node: Node, answer: NodeAnswer, storage: StoragePath, mark: str) -> N
         raise DatasetError(
             f"dataset {path}: {node.description} cannot use it: {problem} Datasets must lie where every node sees "
             "them: mount the directory there, or set `data.dataset` to one that is shared."
+        )
+    for place, problem in answer.weights_problems.items():
+        raise RunRefusedError(
+            f"initialize_from, {place}: {node.description} cannot begin with these weights: {problem} They must lie "
+            "where every node sees them: mount the directory there, or name another one."
         )
     here = library_versions()
     different = [

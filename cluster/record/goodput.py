@@ -44,6 +44,8 @@ class TimeParts:
     """The step path standing still for a save."""
     evaluation: float = 0.0
     """Held-out loss and text samples."""
+    compilation: float = 0.0
+    """torch compiling what steps and evaluations compute with; part of these where an older record does not tell it."""
     start_up: float = 0.0
     """From the run's creation, a rollback or a planned change of workers to the first event of the attempt; after a
     death what that event calls `start_up_seconds`."""
@@ -54,7 +56,7 @@ class TimeParts:
     """From the last logged step before a death (steps after it left no trace) to the first event of the next attempt:
     noticing it, waiting for nodes and, where `start_up_seconds` is not told apart, starting again."""
     other: float = 0.0
-    """The rest within attempts: loading, compiling, closing, and lines that say nothing of their time."""
+    """The rest within attempts: loading, closing, and lines that say nothing of their time."""
 
     @property
     def total(self) -> float:
@@ -67,6 +69,7 @@ PART_WORDS: dict[Part, str] = {
     "data_wait": "data wait",
     "checkpoint": "checkpoints",
     "evaluation": "evaluation",
+    "compilation": "compilation",
     "start_up": "start-up",
     "redone": "redone steps",
     "lost": "lost",

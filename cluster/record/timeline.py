@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-Part = Literal["training", "data_wait", "checkpoint", "evaluation", "start_up", "redone", "lost", "other"]
+Part = Literal[
+    "training", "data_wait", "checkpoint", "evaluation", "compilation", "start_up", "redone", "lost", "other"
+]
 """What time is spent on; `cluster.record.goodput.TimeParts` says what belongs to each."""
 
 TICK_SECONDS = 2.0**-20
@@ -18,6 +20,7 @@ _FIELDS: dict[Part, str] = {
     "data_wait": "time/data_wait_seconds",
     "checkpoint": "time/checkpoint_seconds",
     "evaluation": "time/evaluation_seconds",
+    "compilation": "time/compilation_seconds",
 }
 BEGINNINGS = ("started", "resumed")
 _DEATHS = ("worker_lost", "driver_lost", "failed")

@@ -37,8 +37,9 @@ def run_config(facts: Mapping[str, Any]) -> dict[str, Any]:
         "tokenizer": datasets[0]["tokenizer"] if datasets else None,  # all datasets of a run share it
         "datasets": {dataset.get("label", dataset["name"]): dataset["fingerprint"] for dataset in datasets},
     }
-    if "parent" in facts:
-        config["lineage"]["parent"] = facts["parent"]
+    for key in ("parent", "initialized_from"):
+        if key in facts:
+            config["lineage"][key] = facts[key]
     return config
 
 

@@ -31,6 +31,10 @@ RunOrCheckpoint = Annotated[
         show_default=False,
     ),
 ]
+CheckpointStep = Annotated[
+    int | None,
+    typer.Option("--step", metavar="N", help="Step of the checkpoint; else the newest.", show_default=False),
+]
 Address = Annotated[
     str | None,
     typer.Option(

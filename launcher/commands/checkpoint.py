@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from launcher.commands.arguments import AsJson, Run, examples, print_json
+from launcher.commands import checkpoint_export
+from launcher.commands.arguments import AsJson, CheckpointStep, Run, examples, print_json
 
 if TYPE_CHECKING:
     from cluster.checkpoint import CheckpointInfo
     from cluster.checkpoint.comparison import Comparison
 
-app = typer.Typer(help="List a run's checkpoints, verify them, look into them and compare them.", no_args_is_help=True)
+app = typer.Typer(
+    help="List a run's checkpoints, verify them, look into them, compare them and export them.", no_args_is_help=True
+)
 
 _AT_STEP = re.compile(r"(.+)@(\d+)")
 
@@ -24,10 +27,11 @@ _AT_STEP = re.compile(r"(.+)@(\d+)")
 )
 def list_(run: Run, as_json: AsJson = False) -> None:
     """List the checkpoints of a run with step, size, date and state; `verify` reads their contents."""
+    from launcher.checkpoint_choice import checkpoints_of
     from launcher.console import results, table
     from launcher.report.units import byte_size, moment
 
-    found = _checkpoints(run)
+    found = checkpoints_of(run)
     if as_json:
         print_json([_facts(info) for info in found])
         return
@@ -48,11 +52,12 @@ def verify(run: Run) -> None:
     """Read every file of every checkpoint and compare it with its hash; exit 1 if one is damaged or out of reach."""
     from cluster.checkpoint import verify as verify_checkpoint
     from cluster.errors import CheckpointError, CheckpointUnreadableError
+    from launcher.checkpoint_choice import checkpoints_of
     from launcher.report.units import plural
 
     usable: list[int] = []
     unreadable: list[int] = []
-    found = _checkpoints(run)
+    found = checkpoints_of(run)
     for info in found:
         try:
             verify_checkpoint(info)
@@ -79,10 +84,7 @@ def verify(run: Run) -> None:
 )
 def inspect(
     run: Run,
-    step: Annotated[
-        int | None,
-        typer.Option("--step", metavar="N", help="Step of the checkpoint; else the newest.", show_default=False),
-    ] = None,
+    step: CheckpointStep = None,
     values: Annotated[
         bool, typer.Option("--values", help="Read all tensors too: smallest and largest value and norm of each.")
     ] = False,
@@ -90,10 +92,11 @@ def inspect(
 ) -> None:
     """Show what a checkpoint holds: topology, precision, data position, fingerprints, parameters, files."""
     from cluster.checkpoint.inspection import describe
+    from launcher.checkpoint_choice import chosen_checkpoint
     from launcher.checkpoint_pages import file_table, group_table, headline_table, parameter_table, value_table
     from launcher.console import results
 
-    info = _chosen(run, step)
+    info = chosen_checkpoint(run, step)
     facts = describe(info)
     if values:
         _add_values(info, facts)
@@ -124,10 +127,11 @@ def diff(
 
     The names of the runs, their storage and the time of saving do not count.
     """
+    from launcher.checkpoint_choice import chosen_checkpoint
     from launcher.checkpoint_pages import difference_table, fact_table
     from launcher.console import results
 
-    chosen = [_chosen(*_run_and_step(reference)) for reference in (first, second)]
+    chosen = [chosen_checkpoint(*_run_and_step(reference)) for reference in (first, second)]
     comparison = _compare(chosen[0], chosen[1])
     if as_json:
         print_json(_comparison_facts(chosen, comparison))
@@ -145,18 +149,7 @@ def diff(
         raise typer.Exit(1)
 
 
-def _chosen(run: str, step: int | None) -> CheckpointInfo:
-    """A run's checkpoint of a step, also one that was rejected; without a step the newest that can be used."""
-    from launcher.errors import LauncherError
-
-    found = _checkpoints(run)
-    if step is None:
-        return next((info for info in reversed(found) if info.problem is None), found[-1])
-    for info in found:
-        if info.step == step:
-            return info
-    have = ", ".join(str(info.step) for info in found)
-    raise LauncherError(f"{run} has no checkpoint of step {step}. It has those of steps {have}.")
+checkpoint_export.register(app)
 
 
 def _run_and_step(reference: str) -> tuple[str, int | None]:
@@ -254,18 +247,6 @@ def _remedy(damaged: int, usable: list[int], unreadable: list[int]) -> str:
         f"{count}, and none is left. Restore the files of one {copy}, or begin anew with "
         "`longhaul pretrain CONFIG --fresh`."
     )
-
-
-def _checkpoints(run: str) -> list[CheckpointInfo]:
-    """Checkpoints of a run that exists and has some."""
-    from cluster.checkpoint import list_checkpoints
-    from launcher.directories import require_run
-    from launcher.errors import LauncherError
-
-    found = list_checkpoints(require_run(run))
-    if not found:
-        raise LauncherError(f"{run}: the run has no checkpoint yet.")
-    return found
 
 
 def _facts(info: CheckpointInfo) -> dict[str, Any]:

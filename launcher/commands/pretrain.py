@@ -30,7 +30,7 @@ def pretrain(
         bool, typer.Option("--fresh", help="Begin at step 0; what the run directory holds is moved aside.")
     ] = False,
 ) -> None:
-    """Train a model from random weights, going on from the newest good checkpoint where the run has one.
+    """Train a model from random weights or those of `initialize_from`, going on where the run has a checkpoint.
 
     Where RAY_ADDRESS is set the workers run on that Ray cluster, otherwise on a private one of this machine.
     The exit code is 75 where another command writes the run.
@@ -42,7 +42,7 @@ def pretrain(
     from launcher.progress import TrainingProgress
     from launcher.training import train
 
-    run_config = load_run_config(config, overrides or ())
+    run_config = load_run_config(config, overrides or (), fresh=fresh)
     console = messages()
     try:
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:

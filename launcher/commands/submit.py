@@ -55,7 +55,7 @@ def pretrain(
     from launcher.console import messages
     from launcher.environment import require_absolute_paths
 
-    run_config = load_run_config(config, overrides or ())
+    run_config = load_run_config(config, overrides or (), fresh=fresh)
     require_absolute_paths(run_config)
     unknown = reachable_or_unknown(run_config.storage)
     if unknown is not None:

@@ -28,6 +28,8 @@ class Chart:
     noisy: bool = True
     """Smoothing helps; a schedule or a peak is exact and would be blurred."""
     large: bool = False
+    note: str = ""
+    """What it is, where the title leaves that open."""
 
     @property
     def train_key(self) -> str:
@@ -61,6 +63,39 @@ _CHARTS = (
     Chart(title="Throughput", unit="tokens/s", suffix="speed/tokens_per_second"),
     Chart(title="Peak memory", unit="bytes", suffix="memory/peak_bytes", noisy=False),
     Chart(title="Model FLOP utilisation", unit="%", suffix="speed/mfu", scale=100.0),
+    Chart(
+        title="Busiest expert",
+        unit="× an even share",
+        suffix="router/largest_load",
+        note="The expert that most tokens chose, of all layers. At 1 all are chosen alike; steps wait for the busiest.",
+    ),
+    Chart(
+        title="Idlest expert",
+        unit="× an even share",
+        suffix="router/smallest_load",
+        note="The expert that fewest tokens chose, of all layers. At 0 none did, and it learns nothing.",
+    ),
+    Chart(
+        title="Balance of the routers",
+        unit="1 where even",
+        suffix="router_balance",
+        note="Within a sequence the sum over experts of their share of the choices times their mean probability, times "
+        "the number of experts. Mean over sequences and layers, before its weight (arXiv:2412.19437, eq. 17-20).",
+    ),
+    Chart(
+        title="Z-loss of the routers",
+        unit="nats²",
+        suffix="router_z",
+        note="Squared logsumexp of the routers' scores, mean over tokens and layers, before its weight "
+        "(arXiv:2202.08906, eq. 5). It grows with the scores, and with their rounding errors.",
+    ),
+    Chart(
+        title="Z-loss",
+        unit="per token",
+        suffix="z_loss",
+        note="Squared logsumexp of the logits times its weight. It is minimised beside the loss, whose curve leaves it "
+        "out.",
+    ),
 )
 
 

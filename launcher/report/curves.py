@@ -54,6 +54,7 @@ def _chart(chart: Chart, runs: Sequence[ReportedRun], buckets: int) -> dict[str,
     return {
         "title": chart.title,
         "unit": chart.unit,
+        "note": chart.note,
         "logarithmic": chart.logarithmic,
         "geometric": chart.geometric,
         "large": chart.large,

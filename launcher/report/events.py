@@ -6,7 +6,7 @@ from typing import Literal
 
 from launcher.report.json_facts import whole
 from launcher.report.record import Event
-from launcher.report.words import fact, flat, label, topology_of, topology_words, without_topology
+from launcher.report.words import fact, flat, label, topology_of, topology_words, weights_words, without_topology
 
 Tone = Literal["tick", "calm", "good", "warn", "bad"]
 Status = Literal["finished", "running", "recovering", "preempted", "stopped", "failed", "unknown"]
@@ -112,6 +112,9 @@ def describe(event: Event) -> str:
     parent = details.pop("branched_from", None)
     if isinstance(parent, dict):
         parts.append(f"branch of {parent.get('name')} at step {fact('step', parent.get('step'))}")
+    weights = details.pop("initialized_from", None)
+    if isinstance(weights, dict):
+        parts.append(weights_words(weights))
     before = details.pop("topology_before", None)
     after = details.pop("topology_after", None) or topology_of(details)
     if isinstance(after, dict) and after:

@@ -20,10 +20,12 @@ _TITLES = {
     "model": "Model",
     "baseline": "Baseline",
     "parent": "Branched from",
+    "initialized_from": "Weights from",
 }
 _ORDER = (
     "Run",
     "Branched from",
+    "Weights from",
     "Ran on",
     "Environment",
     "Model",

@@ -63,6 +63,12 @@ function build(spec) {
     head.append(label);
   }
   figure.append(head);
+  if (spec.note) {
+    const note = document.createElement("p");
+    note.className = "note";
+    note.textContent = spec.note;
+    figure.append(note);
+  }
   for (const series of spec.series) {
     if (!series.nonfinite) continue;
     const count = document.createElement("p");

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from launcher.report.json_facts import whole
 from launcher.report.units import byte_size, duration, moment, plural
 
 LAYOUT_ORDER = ("world_size", "zero_stage", "precision", "device", "micro_batch_size", "threads", "attention")
@@ -22,19 +23,25 @@ _NAMES = {
     "id": "identity",
     "max_epochs": "epochs at most",
     "micro_batch_size": "micro-batch",
+    "moe_intermediate_size": "width of an expert",
     "not_yet_used_tokens": "not yet used",
+    "num_experts": "experts",
+    "num_experts_per_tok": "experts of a token",
     "numpy": "NumPy",
     "order_version": "version of the order",
     "published_step": "newest checkpoint, step",
     "python": "Python",
     "ray": "Ray",
     "rollbacks": "rollback",
+    "router_aux_loss_coef": "weight of the routers' balance",
+    "router_z_loss_coef": "weight of the routers' z-loss",
     "schema_version": "version of the record",
     "seconds": "for",
     "seq_len": "sequence length",
     "skips": "sequences left out",
     "tail_tokens": "tail, too short for a sequence",
     "time/checkpoint_seconds": "saving at the end",
+    "time/compilation_seconds": "compiling at the end",
     "time/data_wait_seconds": "waiting for data at the end",
     "time/evaluation_seconds": "evaluation at the end",
     "time/training_seconds": "training at the end",
@@ -46,6 +53,7 @@ _NAMES = {
     "wandb_id": "Weights & Biases ID",
     "withheld": "steps without update",
     "world_size": "workers",
+    "z_loss_coefficient": "weight of the z-loss",
     "zero_stage": "ZeRO stage",
 }
 _WORDS = {
@@ -144,6 +152,12 @@ def without_topology(facts: Mapping[str, Any]) -> dict[str, Any]:
 def topology_words(facts: Mapping[str, Any]) -> str:
     """A topology as people say it: `4 workers, ZeRO 2, bf16, cuda`; library versions are told elsewhere."""
     return ", ".join(_topology_part(key, value) for key, value in flat(in_layout_order(facts)))
+
+
+def weights_words(lineage: Mapping[str, Any]) -> str:
+    """Whose weights a run began with: `weights of austen at step 1,200`, `weights of Llama-3.2-1B`."""
+    step = whole(lineage.get("step"))
+    return f"weights of {lineage.get('name')}" + (f" at step {step:,}" if step is not None else "")
 
 
 def in_layout_order(facts: Mapping[str, Any]) -> dict[str, Any]:

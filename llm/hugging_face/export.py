@@ -55,6 +55,7 @@ def export_model(
     dtype: ExportDtype = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     other_files: Mapping[str, bytes] | None = None,
+    prove: Callable[[Path], None] = lambda directory: None,
 ) -> Exported:
     """Write a model as a Hugging Face directory: configuration, weights, and files of the tokenizer.
 
@@ -70,6 +71,8 @@ def export_model(
         dtype: Of the file's numbers.
         max_shard_bytes: Weights beyond this are divided over files; a larger tensor has a file of its own.
         other_files: More files, content by name.
+        prove: Called with the directory, whole and under a hidden name, before it takes the target's; where it raises,
+            nothing is left of the export.
 
     Raises:
         ModelConfigError: vocab_size is still null.
@@ -102,6 +105,7 @@ def export_model(
             write_durably(working / name, json.dumps(content, indent=2, sort_keys=True).encode() + b"\n")
         for name, data in files.items():
             write_durably(working / name, data)
+        prove(working)
     logger.info("exported a %s model to %s", family.model_type, target)
     size = sum(piece.size for members in shards.values() for piece in members) * torch_dtype.itemsize
     return Exported(directory=target, model_type=family.model_type, weight_files=tuple(shards), weight_bytes=size)

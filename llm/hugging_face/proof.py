@@ -84,8 +84,7 @@ def prove_export(directory: Path, config: ModelConfig, read: Callable[[str], Ten
         raise ProofError(
             f"transformers computes other logits from {directory} than the model that was exported: they differ by up "
             f"to {largest:.3g}, {relative:.3g} of their scale {scale:.3g}, over {positions} positions, and the "
-            f"rule is at most {LARGEST_DIFFERENCE:g} of it. Do not use the export: remove it, and report both "
-            "configurations."
+            f"rule is at most {LARGEST_DIFFERENCE:g} of it. Do not use the export, and report both configurations."
         )
     return Proof(positions=positions, largest_difference=largest, logit_scale=scale, relative_difference=relative)
 
@@ -127,7 +126,7 @@ def _load_with_transformers(directory: Path) -> Any:
     except ImportError as error:
         raise ProofError(
             f"{directory} was not compared with transformers, which is not installed here. Install it "
-            "(python -m pip install 'longhaul[export]'), or leave the proof out by name."
+            "(python -m pip install 'longhaul[export]')."
         ) from error
     # Eager is the only implementation that honours soft caps.
     twin: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")

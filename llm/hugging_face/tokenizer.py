@@ -87,7 +87,7 @@ def prove_tokenizer(directory: Path, encode: Callable[[str], Sequence[int]], tex
     except ImportError as error:
         raise ProofError(
             f"the tokenizer in {directory} was not compared with transformers, which is not installed here. Install it "
-            "(python -m pip install 'longhaul[export]'), or leave the proof out by name."
+            "(python -m pip install 'longhaul[export]')."
         ) from error
     tokenizer = AutoTokenizer.from_pretrained(directory, model_max_length=sys.maxsize)  # else it warns of long texts
     compared = 0

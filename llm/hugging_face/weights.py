@@ -51,6 +51,11 @@ class HuggingFaceWeights:
         self._check_tensors()
 
     @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the weights lie in."""
+        return tuple(self.directory / name for name in self._files)
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Every parameter of the model, in the order of `llm.accounting.parameter_shapes`."""
         return tuple(self._shapes)

@@ -53,6 +53,7 @@ SURFACE = {
     "checkpoint verify": ["RUN"],
     "checkpoint inspect": ["RUN", "--step", "--values", "--json"],
     "checkpoint diff": ["RUN[@STEP]", "RUN[@STEP]", "--json"],
+    "checkpoint export": ["RUN", "--out", "--step", "--dtype", "--max-shard-bytes", "--no-tokenizer", "--json"],
     "branch": ["RUN", "NAME", "--from", "KEY=VALUE"],
     "report": ["RUN", "--out"],
     "bench": [],

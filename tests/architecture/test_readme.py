@@ -41,6 +41,7 @@ CLAIMED: dict[str, str] = {
     "longhaul jobs stop mytext": _STOPPED,
     "longhaul pretrain myrun.yaml storage=s3://my-bucket/runs": _STORE,
     "longhaul report s3://my-bucket/runs/mytext --out mytext.html": _STORE,
+    "longhaul checkpoint export runs/mytext --out mymodel": _WALK,
     "longhaul bench model smoke --steps 2": _WALK,
     "python -m tests.bench.step_overhead": "tests/integration/test_readme_commands.py::test_benchmark_prints_a_ratio",
 }

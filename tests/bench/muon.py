@@ -1,6 +1,6 @@
 """Muon against AdamW on the shipped text: held-out loss by step, and what share of the steps Muon needs.
 
-    python -m tests.bench.muon [--steps 400] [--share 0.8] [--out DIR] [--threads 2]
+    python -m tests.bench.muon [--steps 300] [--batch 8] [--share 0.8] [--out DIR] [--threads 2]
 
 AdamW is trained at each of several rates; the best of its final held-out losses is what has to be reached. Muon is
 trained for that share of the steps, its own whole schedule long, at each of its rates. Everything else is the same:
@@ -36,17 +36,18 @@ MUON_RATES = (2e-3, 4e-3, 8e-3)
 _POINTS = 20
 
 
-def configured(out: Path, optimizer: OptimizerConfig, steps: int, threads: int) -> RunConfig:
+def configured(options: argparse.Namespace, optimizer: OptimizerConfig, steps: int) -> RunConfig:
     """One run."""
+    out = options.out.resolve()
     return RunConfig(
         name=f"{optimizer.name}-{optimizer.learning_rate:g}-{steps}",
         storage=str(out),
         data=DataConfig(dataset=str(out / "dataset"), seq_len=128),
         model=MODEL,
-        train=TrainConfig(max_steps=steps, global_batch_size=16, micro_batch_size=16),
+        train=TrainConfig(max_steps=steps, global_batch_size=options.batch, micro_batch_size=options.batch),
         optimizer=optimizer,
         schedule=ScheduleConfig(warmup_steps=max(1, steps // 10), min_learning_rate_ratio=0.1),
-        resources=ResourcesConfig(workers=1, cpus_per_worker=threads),
+        resources=ResourcesConfig(workers=1, cpus_per_worker=options.threads),
         checkpoint=CheckpointConfig(every_steps=steps, keep_last=1),
         evaluation=EvaluationConfig(every_steps=max(1, steps // _POINTS), sample_tokens=0),
         wandb=WandbConfig(mode="disabled"),
@@ -81,7 +82,8 @@ def _recorded(config: RunConfig) -> float | None:
 def main() -> None:
     """Print a table, and fail where Muon needs more than its share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--batch", type=int, default=8, help="sequences of 128 tokens in a step")
     parser.add_argument("--share", type=float, default=0.8)
     parser.add_argument("--out", type=Path, default=Path("muon-runs"))
     parser.add_argument("--threads", type=int, default=2)
@@ -96,7 +98,7 @@ def main() -> None:
         ("muon", MUON_RATES, round(options.share * options.steps)),
     ):
         for rate in rates:
-            config = configured(out, OptimizerConfig(name=name, learning_rate=rate), steps, options.threads)  # type: ignore[arg-type]
+            config = configured(options, OptimizerConfig(name=name, learning_rate=rate), steps)  # type: ignore[arg-type]
             loss = final_loss(config)
             reached[name] = min(loss, reached.get(name, loss))
             print(f"{name:<6} rate {rate:<6g} {steps:4} steps  held-out loss {loss:.4f}", flush=True)

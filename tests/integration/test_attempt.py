@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from dataclasses import replace
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 from attempts import attempt_alone, kill_attempt, losses_of, record_of
 from gloo import run_ranks
+from older_checkpoints import held_in, separate, write
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import Surroundings, run_attempt
-from cluster.checkpoint import list_checkpoints
+from cluster.checkpoint import find_checkpoint, list_checkpoints
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine, torch_engine
 from cluster.errors import CheckpointError, CheckpointMismatchError, RunRefusedError
@@ -222,6 +224,49 @@ def test_newest_checkpoint_is_rejected_when_truncated(undisturbed: RunConfig, da
     path.write_bytes(path.read_bytes()[:-100])
     link = attempt_alone(config)
     assert link.events()[0]["event"] == "checkpoint_rejected"
+    assert record_of(config) == record_of(undisturbed)
+
+
+def test_train_lines_hold_what_torch_compiled_for(
+    dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = itertools.count()
+    monkeypatch.setattr("cluster.attempt.compilation_seconds", lambda: next(counted) * 1e-6)
+    config = tiny_run(tmp_path, dataset, train__max_steps=3)
+    attempt_alone(config)
+    rows = [row for row in read_lines(tmp_path / "tiny" / "metrics.jsonl") if row["kind"] == "train"]
+    assert [row["time/compilation_seconds"] > 0 for row in rows] == [True] * 3
+
+
+def as_an_older_version_wrote_it(config: RunConfig, step: int) -> None:
+    """Give a checkpoint the older names, and a manifest without the keys that came with the newer ones."""
+    directory = Path(config.storage) / config.name
+    manifest = find_checkpoint(directory, step).manifest
+    assert manifest is not None
+    heads = config.model.num_attention_heads, config.model.key_value_heads, config.model.key_value_heads
+    rows = {
+        "qkv_proj": tuple(count * config.model.head_size for count in heads),
+        "gate_up_proj": (config.model.intermediate_size,) * 2,
+    }
+    run = json.loads(json.dumps(manifest.run))
+    del run["layout"]["compiled"]
+    for key in ("compile", "z_loss_coefficient", "batch_size_warmup"):
+        del run["config"]["train"][key]
+    for key in ("num_experts", "rope_scaling", "sandwich_norm", "layer_types"):
+        del run["config"]["model"][key]
+    states = separate(held_in(directory, step), rows)
+    write(directory, step, states, run, next_loss=manifest.next_batch_loss)
+
+
+def test_training_continues_bit_for_bit_from_a_checkpoint_of_an_older_version(
+    undisturbed: RunConfig, dataset: Path, tmp_path: Path
+) -> None:
+    config = tiny_run(tmp_path, dataset)
+    kill_attempt(config, 11, published=8)
+    as_an_older_version_wrote_it(config, 8)
+    link = attempt_alone(config)
+    (resumed,) = (event for event in link.events() if event["event"] == "resumed")
+    assert (resumed["from_step"], resumed["layout_changes"]) == (8, {})
     assert record_of(config) == record_of(undisturbed)
 
 

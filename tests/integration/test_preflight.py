@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.config import ResourcesConfig
-from cluster.errors import ResourcesError, StorageError
+from cluster.errors import ResourcesError, RunRefusedError, StorageError
 from cluster.on_ray.preflight import NodeAnswer, _judge, answer_for_node, resolve_gpus
 from cluster.on_ray.ray_cluster import Node, room_for_workers
 from cluster.versions import library_versions
@@ -59,14 +59,14 @@ def test_node_is_accepted_when_it_sees_what_the_driver_sees(dataset: Path, tmp_p
     from data_pipeline.dataset import Dataset
 
     (tmp_path / "mark").write_bytes(b"")
-    answer = answer_for_node(str(tmp_path), "mark", "n1", {str(dataset): Dataset.open(dataset).fingerprint})
+    answer = answer_for_node(str(tmp_path), "mark", "n1", {str(dataset): Dataset.open(dataset).fingerprint}, {})
     assert answer == NodeAnswer(versions=library_versions())
     _judge(node(), answer, tmp_path, "mark")
 
 
 def test_node_is_refused_when_its_storage_is_another_directory(tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
-    answer = answer_for_node(str(tmp_path / "there"), "mark", "n1", {})  # the driver's mark is not there
+    answer = answer_for_node(str(tmp_path / "there"), "mark", "n1", {}, {})  # the driver's mark is not there
     with pytest.raises(StorageError, match=r"worker-1 \(10\.0\.0\.7\) does not see what the driver wrote.*mount it"):
         _judge(node(), answer, tmp_path, "mark")
     blind = NodeAnswer(versions=library_versions())
@@ -76,12 +76,19 @@ def test_node_is_refused_when_its_storage_is_another_directory(tmp_path: Path) -
 
 def test_node_is_refused_when_its_dataset_is_missing_or_another_one(dataset: Path, tmp_path: Path) -> None:
     (tmp_path / "mark").write_bytes(b"")
-    missing = answer_for_node(str(tmp_path), "mark", "n1", {str(tmp_path / "none"): "f"})
+    missing = answer_for_node(str(tmp_path), "mark", "n1", {str(tmp_path / "none"): "f"}, {})
     with pytest.raises(DatasetError, match=r"none: node worker-1 .*every node sees"):
         _judge(node(), missing, tmp_path, "mark")
-    other = answer_for_node(str(tmp_path), "mark", "n1", {str(dataset): "another"})
+    other = answer_for_node(str(tmp_path), "mark", "n1", {str(dataset): "another"}, {})
     with pytest.raises(DatasetError, match=r"fingerprint .* there, and another for the driver"):
         _judge(node(), other, tmp_path, "mark")
+
+
+def test_node_is_refused_when_it_does_not_see_the_weights_to_begin_with(tmp_path: Path) -> None:
+    (tmp_path / "mark").write_bytes(b"")
+    missing = answer_for_node(str(tmp_path), "mark", "n1", {}, {str(tmp_path / "model"): "f"})
+    with pytest.raises(RunRefusedError, match=r"initialize_from, .*model: node worker-1 .* every node sees them"):
+        _judge(node(), missing, tmp_path, "mark")
 
 
 def test_node_is_refused_when_it_runs_other_software(tmp_path: Path) -> None:

@@ -33,7 +33,7 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
     (tmp_path / "notes" / "emma.md").write_text(opening_of_emma().replace("CHAPTER ", "# CHAPTER "))
     here = [each for each in shell_commands() if "s3://" not in each]  # those are test_ray_object_store.py's
     commands = [each for each in here if not each.startswith(("longhaul submit", "longhaul jobs"))]
-    assert len(commands) == 9  # those for clusters are run by test_jobs.py
+    assert len(commands) == 10  # those for clusters are run by test_jobs.py
     outputs = {}
     for command in commands:
         done = subprocess.run(
@@ -46,6 +46,7 @@ def test_own_text_becomes_a_model(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         outputs[" ".join(command.split()[1:3])] = done.stdout
+    assert (tmp_path / "mymodel" / "model.safetensors").exists()
     assert "tokens/s" in outputs["bench model"]
     assert "perplexity" in outputs["evaluate runs/mytext"]
     assert outputs["generate runs/mytext"].startswith("The")

@@ -17,6 +17,8 @@ from cluster.config import ZeroConfig
 from cluster.topology import Topology
 from llm.experts import MixtureOfExperts
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = {"fp32": 1e-5, "bf16": 3e-2}
 """Relative to the largest number, as for the engines (engine_matrix.GRADIENT_TOLERANCE): sums in another order."""
 WIDTH, EXPERT_SIZE, EXPERTS, CHOSEN = 16, 24, 5, 2

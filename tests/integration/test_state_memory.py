@@ -19,6 +19,8 @@ from cluster.topology import Precision, Topology
 from llm.config import ModelConfig, OptimizerConfig, OptimizerName
 from llm.transformer import Transformer
 
+pytestmark = pytest.mark.slow
+
 MODEL = ModelConfig(vocab_size=512, hidden_size=96, num_hidden_layers=2, num_attention_heads=4, intermediate_size=256)
 BUCKET_ELEMENTS = 1000
 TOLERANCE = 0.02

@@ -135,6 +135,27 @@ def test_newest_offline_directory_is_complete_when_continued(continued: RunConfi
     assert [row["step"] for row in record_of(continued, "samples.jsonl")] == [3, 3, 6, 6, 9, 9, 12, 12]
 
 
+def test_history_holds_what_experts_did_over_the_steps(dataset: Path, tmp_path: Path) -> None:
+    config = tracked_run(tmp_path, dataset)
+    model = replace(config.model, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
+    train = replace(config.train, max_steps=3, z_loss_coefficient=1e-4)
+    config = replace(config, model=model, train=train)
+    attempt(config)
+    lines = [line for line in record_of(config, "metrics.jsonl") if line["kind"] == "train"]
+    rows = [row for row in wandb_files.history(newest(config)) if "train/loss" in row]
+    assert [row["train/step"] for row in rows] == [1, 2, 3]
+    for key in (
+        "train/router_balance",
+        "train/router_z",
+        "train/z_loss",
+        "router/largest_load",
+        "router/smallest_load",
+    ):
+        assert [row[key] for row in rows] == [line[key] for line in lines], key
+    assert all(line["router/largest_load"] > 1 > line["router/smallest_load"] for line in lines)
+    assert wandb_files.axes(newest(config)) == {"*": "train/step"}
+
+
 def test_config_holds_the_whole_configuration_and_the_resolved_model(continued: RunConfig) -> None:
     config = wandb_files.config(newest(continued))
     assert config["optimizer"]["learning_rate"] == 3e-3

@@ -26,6 +26,15 @@ def history(path: Path) -> list[dict[str, Any]]:
     ]
 
 
+def axes(path: Path) -> dict[str, str]:
+    """What each metric, or each pattern of names, is drawn over."""
+    return {
+        record.metric.name or record.metric.glob_name: record.metric.step_metric
+        for record in _records(path, "metric")
+        if record.metric.step_metric
+    }
+
+
 def config(path: Path) -> dict[str, Any]:
     """The configuration of an offline run."""
     updates = [record.run.config for record in _records(path, "run")]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from attempts import attempt_alone
 from branches import STEP, save
 from faulty_s3 import FaultyS3, serve
 from tiny import build_tiny_dataset, tiny_run
@@ -19,6 +20,16 @@ from cluster.storage.object_path import ObjectPath
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half of the tiny dataset's text, built once."""
     return build_tiny_dataset(tmp_path_factory.mktemp("data"), text_bytes=60_000)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, dataset: Path) -> RunConfig:
+    """A run that was trained, with checkpoints of steps 2 and 4."""
+    config = tiny_run(
+        tmp_path_factory.mktemp("trained"), dataset, train__max_steps=4, checkpoint__every_steps=2, name="trained"
+    )
+    attempt_alone(config)
+    return config
 
 
 @pytest.fixture

@@ -48,6 +48,7 @@ def foreign_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             {"train__batch_size_warmup": stages((2, 3))},
             r"train.batch_size_warmup: \[\] -> \[{.*}\]: tokens so far",
         ),
+        ({"initialize_from": "/other"}, "initialize_from: None -> '/other': its weights are those that its parent had"),
         ({"data__seq_len": 64}, "data.seq_len: 32 -> 64: tokens so far"),
         ({"data__begins_after_step": 4}, "data.begins_after_step: 0 -> 4: branch sets it itself"),
         ({"train__max_steps": 4}, "nothing would be left to train. Give a later last step, as in train.max_steps=8"),

@@ -17,7 +17,7 @@ import torch
 from cluster.checkpoint import CheckpointWriter, find_checkpoint, list_checkpoints, reject
 from cluster.collectives import Collectives
 from cluster.config import CheckpointConfig, RunConfig
-from cluster.continuation import load_newest
+from cluster.continuation import Beginning, load_newest
 from cluster.engines.protocol import MASTER, Fragment, FragmentState
 from cluster.errors import CheckpointError, CheckpointUnreadableError
 from cluster.topology import Topology
@@ -208,11 +208,11 @@ def _begin(directory: Path, initial: object, *, attempt: int) -> tuple[list[obje
     loaded: list[object] = []
     posted: list[dict[str, Any]] = []
     engine: Any = SimpleNamespace(load=loaded.append)
-    given: Any = initial
+    state: Any = initial
     unused: Any = None
     load_newest(
         engine,
-        given,
+        lambda facts: Beginning(state),
         config=_config(directory),
         plan=unused,
         topology=Topology(),

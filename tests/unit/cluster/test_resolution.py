@@ -6,9 +6,11 @@ import pytest
 
 from cluster.config import RunConfig, TrainConfig, ZeroConfig
 from cluster.errors import RunRefusedError
-from cluster.resolution import recorded_model, resolve_layout
+from cluster.resolution import resolve_layout
+from cluster.run_directory import config_as_dict
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig
+from llm.config import ModelConfig, RopeScaling
 
 
 def make_config(zero: ZeroConfig) -> RunConfig:
@@ -32,6 +34,15 @@ def test_layout_takes_no_zero_option_when_the_engine_is_plain_torch() -> None:
     assert layout.zero_stage is None
 
 
-def test_recorded_model_is_refused_when_a_later_release_wrote_it() -> None:
-    with pytest.raises(RunRefusedError, match=r"(?s)does not know .*hidden_sizes.* Use the release that wrote it\."):
-        recorded_model({"hidden_sizes": [1, 2]})
+def test_model_is_the_same_when_it_was_written_as_plain_values() -> None:
+    model = ModelConfig(
+        rope_scaling=RopeScaling(rope_type="llama3", factor=4.0, original_max_position_embeddings=8),
+        sliding_window=4,
+        layer_types=("sliding_attention", "full_attention"),
+    )
+    plain = config_as_dict(RunConfig(name="run", data=DataConfig(dataset="data"), model=model))["model"]
+    assert ModelConfig.from_json(plain) == model
+
+
+def test_model_has_defaults_when_an_older_version_did_not_know_a_key() -> None:
+    assert ModelConfig.from_json({"hidden_size": 64}) == ModelConfig(hidden_size=64)

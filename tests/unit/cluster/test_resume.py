@@ -71,6 +71,7 @@ def test_resume_logs_another_way_to_compute_experts() -> None:
     ("key", "value"),
     [
         ("seed", 1),
+        ("initialize_from", "/runs/other"),
         ("model.hidden_size", 128),
         ("train.global_batch_size", 16),
         ("train.batch_size_warmup", (BatchSizeStage(until_step=200, global_batch_size=8),)),
@@ -141,6 +142,7 @@ def without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
         "train.batch_size_warmup",
         "optimizer",
         "task",
+        "initialize_from",
     ],
 )
 def test_resume_takes_the_default_when_an_older_version_did_not_know_the_key(key: str) -> None:

@@ -11,7 +11,7 @@ from cluster import train_loop
 from cluster.batches import RankBatch
 from cluster.collectives import Collectives
 from cluster.engines.protocol import MicroBatch
-from cluster.train_loop import Effects, Ending, LoopEnd, Regroup, Rhythm, Spent, Verdict, train
+from cluster.train_loop import Effects, Ending, LoopEnd, Regroup, Rhythm, Spent, StepReport, Verdict, train
 from llm.loss import LossSums
 
 PARTS = 2
@@ -82,6 +82,7 @@ def run(
             save=lambda step: diary.append(f"save {step}"),
             stop_requested=lambda: step == stop_at,
             regroup_requested=lambda: regroup[1] if step >= regroup[0] else "no",
+            compilation_seconds=lambda: 0.0,
         ),
         device="cpu",
     )
@@ -165,6 +166,7 @@ def test_loaded_state_is_not_updated_when_its_loss_is_refused() -> None:
                 judge_gradients=lambda step, loss, norm: "go_on",
                 stop_requested=lambda: False,
                 regroup_requested=lambda: "no",
+                compilation_seconds=lambda: 0.0,
                 **nothing,  # type: ignore[arg-type]
             ),
             device="cpu",
@@ -177,24 +179,37 @@ class Clock:
 
     def __init__(self) -> None:
         self.now = 0.0
+        self.compiled = 0.0
+        """Seconds of it that torch compiled for, as torch says."""
 
     def perf_counter(self) -> float:
         return self.now
 
-    def passes(self, seconds: float) -> None:
+    def passes(self, seconds: float, *, compiling: float = 0.0) -> None:
         self.now += seconds
+        self.compiled += compiling
 
 
-def timed_end(monkeypatch: pytest.MonkeyPatch, last_step: int, *, stop_at: int | None = None) -> LoopEnd:
-    """A run that logs every second step; a step takes 1 s, an evaluation 5 s, a save 3 s."""
+def timed_end(
+    monkeypatch: pytest.MonkeyPatch,
+    last_step: int,
+    *,
+    stop_at: int | None = None,
+    compiling: Mapping[str, float] = {},
+    reports: list[StepReport] | None = None,
+) -> LoopEnd:
+    """A run that logs every second step; a step takes 1 s, an evaluation 5 s, a save 3 s.
+
+    `compiling` says for how long of that torch compiled, in the step or evaluation of that name.
+    """
     clock = Clock()
     monkeypatch.setattr(train_loop, "time", clock)
-    nothing = {name: (lambda *_: None) for name in ("observe", "check_loss", "next_loss", "log", "record_evaluations")}
+    nothing = {name: (lambda *_: None) for name in ("observe", "check_loss", "next_loss", "record_evaluations")}
     steps: list[int] = []
 
     def learning_rate(step: int) -> float:
         steps.append(step)
-        clock.passes(1.0)
+        clock.passes(1.0, compiling=compiling.get(f"step {step}", 0.0))
         return 0.1
 
     return train(
@@ -206,10 +221,12 @@ def timed_end(monkeypatch: pytest.MonkeyPatch, last_step: int, *, stop_at: int |
         effects=Effects(
             judge_loss=lambda step, loss: "go_on",
             judge_gradients=lambda step, loss, norm: "go_on",
-            evaluate=lambda step: clock.passes(5.0),
+            log=lambda report: None if reports is None else reports.append(report),
+            evaluate=lambda step: clock.passes(5.0, compiling=compiling.get(f"evaluation {step}", 0.0)),
             save=lambda step: clock.passes(3.0),
             stop_requested=lambda: len(steps) + 1 == stop_at,
             regroup_requested=lambda: "no",
+            compilation_seconds=lambda: clock.compiled,
             **nothing,  # type: ignore[arg-type]
         ),
         device="cpu",
@@ -222,3 +239,23 @@ def test_end_says_what_took_the_time_after_the_last_report_when_finished(monkeyp
 
 def test_end_holds_the_steps_after_the_last_report_when_stopped_between_two(monkeypatch: pytest.MonkeyPatch) -> None:
     assert timed_end(monkeypatch, 8, stop_at=3).spent == Spent(training=1.0, checkpoint=3.0)
+
+
+def test_compilation_is_told_apart_from_what_it_was_needed_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reports: list[StepReport] = []
+    compiling = {"step 1": 0.75, "step 3": 0.5, "evaluation 4": 2.0}
+    end = timed_end(monkeypatch, 4, compiling=compiling, reports=reports)
+    assert [report.spent for report in reports] == [
+        Spent(training=0.25, compilation=0.75),
+        Spent(training=1.0),
+        Spent(training=1.5, compilation=0.5),
+    ]
+    assert end.spent == Spent(evaluation=3.0, compilation=2.0, checkpoint=3.0)
+
+
+@pytest.mark.parametrize(("said", "taken"), [(3600.0, 1.0), (-3600.0, 0.0)])
+def test_parts_keep_to_the_time_that_passed_when_the_clock_of_the_compiler_was_set(
+    monkeypatch: pytest.MonkeyPatch, said: float, taken: float
+) -> None:
+    end = timed_end(monkeypatch, 8, stop_at=3, compiling={"step 3": said})
+    assert end.spent == Spent(training=1.0 - taken, compilation=taken, checkpoint=3.0)

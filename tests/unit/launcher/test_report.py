@@ -109,11 +109,37 @@ def test_report_is_written_when_a_file_is_missing(run: Path, missing: str) -> No
 
 def test_page_shows_metrics_that_it_does_not_know(run: Path) -> None:
     with (run / "metrics.jsonl").open("a") as metrics:
-        metrics.write(json.dumps({"kind": "train", "step": 2001, "train/z_loss": 0.25}) + "\n")
+        metrics.write(json.dumps({"kind": "train", "step": 2001, "train/label_smoothing": 0.25}) + "\n")
         metrics.write(json.dumps({"kind": "eval", "step": 2001, "name": "austen", "eval/accuracy": 0.75}) + "\n")
     data = data_of(report_of(run))
-    assert _chart(data, "Z loss")["series"][0]["value"] == [0.25]
+    assert _chart(data, "Label smoothing")["series"][0]["value"] == [0.25]
     assert _chart(data, "Accuracy")["series"][0]["value"] == [0.75]
+
+
+_ROUTED = {
+    "router/largest_load": 1.75,
+    "router/smallest_load": 0.5,
+    "train/router_balance": 1.03125,
+    "train/router_z": 6.5,
+    "train/z_loss": 0.015625,
+}
+"""What a train line of a model with experts has besides, and the z-loss."""
+_OF_EXPERTS = ("Busiest expert", "Idlest expert", "Balance of the routers", "Z-loss of the routers", "Z-loss")
+
+
+def test_page_shows_and_explains_what_experts_did(run: Path) -> None:
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write(json.dumps({"kind": "train", "step": 2001, **_ROUTED}) + "\n")
+    data = data_of(report_of(run))
+    charts = [_chart(data, title) for title in _OF_EXPERTS]
+    assert [chart["series"][0]["value"][-1] for chart in charts] == list(_ROUTED.values())
+    assert [chart["unit"] for chart in charts[:3]] == ["× an even share", "× an even share", "1 where even"]
+    assert all(chart["note"].endswith(".") for chart in charts)
+    assert [chart["title"] for chart in data["charts"][-5:]] == list(_OF_EXPERTS)
+
+
+def test_page_has_no_charts_of_experts_when_there_are_none(run: Path) -> None:
+    assert not {chart["title"] for chart in data_of(report_of(run))["charts"]} & set(_OF_EXPERTS)
 
 
 def test_page_reads_the_record_as_the_driver_writes_it(run: Path) -> None:

@@ -75,6 +75,15 @@ def test_section_compares_several_runs_by_their_shares(tmp_path: Path) -> None:
     assert "two n/a 1 min 40 s 0 % 0 % 10.0 % 20.0 % 25.0 % 45.0 %" in words
 
 
+def test_section_tells_how_long_was_compiled_for(tmp_path: Path) -> None:
+    run = _run(tmp_path / "one")
+    lines = [_row(10, 32, training=5.0, compilation=15.0), _row(20, 99, attempt=2, training=20.0)]
+    write_lines(run / "metrics.jsonl", lines)
+    html = _section(run)
+    assert "training 25.0 s, 25.0 % compilation 15.0 s, 15.0 % start-up" in words_of(html)
+    assert '<i class="part compilation" style="width: 15.000%" title="compilation: 15.0 s"></i>' in html
+
+
 def test_section_says_so_when_the_record_knows_no_times(tmp_path: Path) -> None:
     words = words_of(_section(_run(tmp_path / "old", timed=False)))
     assert "n/a goodput of 1 min 40 s wall time. The record does not say what the time of its steps" in words

@@ -29,6 +29,8 @@ def _event(name: str, **details: Any) -> Event:
         ("datasets.1.fingerprint", "datasets 1 fingerprint"),
         ("trained_tokens", "trained"),
         ("gpu_count", "GPU count"),
+        ("model.router_aux_loss_coef", "model weight of the routers' balance"),
+        ("time/compilation_seconds", "compiling at the end"),
     ],
 )
 def test_label_says_a_key_in_words(key: str, words: str) -> None:
@@ -195,6 +197,18 @@ def test_samples_section_opens_the_newest_step_only(tmp_path: Path) -> None:
             "calm",
             "branch of austen at step 1,200",
         ),
+        (
+            _event("started", initialized_from={"name": "austen", "step": 1200, "fingerprint": "ab12"}),
+            "started",
+            "calm",
+            "weights of austen at step 1,200",
+        ),
+        (
+            _event("started", initialized_from={"name": "Llama-3.2-1B", "model_type": "llama"}),
+            "started",
+            "calm",
+            "weights of Llama-3.2-1B",
+        ),
     ],
 )
 def test_events_of_faults_and_healing_have_words(event: Event, words: str, graveness: str, details: str) -> None:
@@ -211,6 +225,11 @@ def test_events_of_faults_and_healing_have_words(event: Event, words: str, grave
 )
 def test_status_follows_faults_and_healing(names: list[str], state: str) -> None:
     assert status([_event(name) for name in names]) == state
+
+
+def test_facts_tell_whose_weights_a_run_began_with() -> None:
+    groups = fact_groups({"initialized_from": {"name": "austen", "step": 1200}})
+    assert groups["Weights from"] == {"Name": "austen", "Step": "1,200"}
 
 
 def test_facts_tell_what_a_run_branched_from_and_what_healing_decided() -> None:

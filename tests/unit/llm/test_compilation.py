@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
 import pytest
 import torch
 
-from llm.compilation import compile_blocks
+from llm.compilation import compilation_seconds, compile_blocks
 from llm.config import ModelConfig
 from llm.initialization import initialize
 from llm.kv_cache import KeyValueCache
@@ -61,3 +66,42 @@ def test_tokens_are_generated_without_compiling_when_there_is_a_cache(pair: tupl
         )
         assert torch.equal(one, other)
     assert counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.slow
+def test_compilation_seconds_are_those_of_both_passes_and_end_with_them() -> None:
+    """Another width than above, and without the cache that would give the backward pass together with the forward."""
+    from torch._functorch import config as autograd
+
+    config = replace(CONFIG, hidden_size=30, num_hidden_layers=2)
+    model = Transformer(config, "sdpa")
+    initialize(model, config, seed=3)
+    compile_blocks(model)
+    tokens = torch.randint(0, 31, (2, 34), generator=torch.Generator().manual_seed(0))
+
+    def timed_step() -> tuple[float, float, float]:
+        """Seconds of a step, and of compiling its forward and its backward pass."""
+        began, compiled = time.perf_counter(), [compilation_seconds()]
+        objective = model(tokens[:, :-1], tokens[:, 1:]).objective_sum
+        compiled.append(compilation_seconds())
+        objective.backward()
+        compiled.append(compilation_seconds())
+        return time.perf_counter() - began, compiled[1] - compiled[0], compiled[2] - compiled[1]
+
+    with autograd.patch(enable_autograd_cache=False):
+        whole_seconds, forward_seconds, backward_seconds = timed_step()
+        again = timed_step()[1:]
+    assert forward_seconds > 0
+    assert backward_seconds > 0
+    assert again == (0.0, 0.0)
+    assert 0.5 * whole_seconds < forward_seconds + backward_seconds < whole_seconds  # the step itself is milliseconds
+
+
+def test_compilation_seconds_are_0_and_load_no_compiler_when_nothing_was_compiled() -> None:
+    program = (
+        "import sys\n"
+        "from llm.compilation import compilation_seconds\n"
+        "print(compilation_seconds(), [name for name in sys.modules if name.startswith('torch._dynamo')])"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0.0 []\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
@@ -75,3 +77,13 @@ def test_output_bias_follows_the_others_unless_it_is_said() -> None:
     assert ModelConfig(attention_bias=True).output_bias
     assert not ModelConfig(attention_bias=True, attention_output_bias=False).output_bias
     assert not ModelConfig().output_bias
+
+
+def test_config_is_the_same_when_it_comes_back_from_plain_values() -> None:
+    config = ModelConfig(
+        rope_scaling=RopeScaling(rope_type="linear", factor=2.0),
+        sliding_window=8,
+        layer_types=("sliding_attention", "full_attention"),
+    )
+    assert ModelConfig.from_json(json.loads(json.dumps(asdict(config)))) == config
+    assert ModelConfig.from_json({"hidden_size": 64}) == ModelConfig(hidden_size=64)

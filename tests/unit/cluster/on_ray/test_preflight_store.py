@@ -17,11 +17,13 @@ NODE = Node(id="n1", host="ten", address="10.0.0.7", cpus=2, gpus=0)
 def asked(storage: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
     """Check one node, whose task runs in this process."""
 
-    def ask(nodes: list[Node], storage: ObjectPath, mark: str, fingerprints: dict[str, str]) -> list[NodeAnswer]:
-        return [answer_for_node(str(storage), mark, node.id, fingerprints) for node in nodes]
+    def ask(
+        nodes: list[Node], storage: ObjectPath, mark: str, fingerprints: dict[str, str], weights: dict[str, str]
+    ) -> list[NodeAnswer]:
+        return [answer_for_node(str(storage), mark, node.id, fingerprints, weights) for node in nodes]
 
     monkeypatch.setattr(preflight, "_ask", ask)
-    preflight._check_nodes(storage, {}, [NODE])
+    preflight._check_nodes(storage, {}, [NODE], {})
 
 
 def test_nothing_is_left_in_the_store_when_a_node_can_use_it(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

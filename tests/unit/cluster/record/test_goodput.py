@@ -25,8 +25,15 @@ def _spent(
     data_wait: float | None = None,
     checkpoint: float | None = None,
     evaluation: float | None = None,
+    compilation: float | None = None,
 ) -> dict[str, Any]:
-    said = {"training": training, "data_wait": data_wait, "checkpoint": checkpoint, "evaluation": evaluation}
+    said = {
+        "training": training,
+        "data_wait": data_wait,
+        "checkpoint": checkpoint,
+        "evaluation": evaluation,
+        "compilation": compilation,
+    }
     return {f"time/{name}_seconds": value for name, value in said.items() if value is not None}
 
 
@@ -67,6 +74,28 @@ def test_goodput_counts_what_the_end_of_an_attempt_says_of_the_time_after_its_la
         [_event("started", 10, attempt=1), _event("finished", 29, step=10, **_spent(checkpoint=2, evaluation=4))],
     )
     assert goodput.parts == TimeParts(training=10, checkpoint=2, evaluation=4, other=3)
+
+
+def test_goodput_tells_compilation_apart_and_takes_older_lines_to_have_none() -> None:
+    goodput = measure_goodput(
+        [_row(1, 40, training=1, compilation=25), _row(10, 50, training=10)],
+        [],
+        [_event("started", 10, attempt=1), _event("finished", 58, step=10, **_spent(evaluation=2, compilation=5))],
+        created_unix_seconds=T0,
+    )
+    assert goodput.parts == TimeParts(training=11, evaluation=2, compilation=30, start_up=10, other=4 + 1)
+    assert goodput.fraction == 11 / 58
+    assert "evaluation 3.4 %, compilation 51.7 %, start-up" in goodput_line(goodput)
+
+
+def test_goodput_counts_compilation_of_discarded_steps_as_redone() -> None:
+    goodput = measure_goodput(
+        [_row(10, 90, attempt=2, training=12, compilation=8)],
+        [_row(10, 31, training=10, compilation=11)],
+        [_event("started", 10, attempt=1), _event("worker_lost", 31), _event("resumed", 70, attempt=2)],
+    )
+    assert _attempt(goodput, 1) == TimeParts(redone=21, lost=39)
+    assert _attempt(goodput, 2) == TimeParts(training=12, compilation=8)
 
 
 @pytest.mark.parametrize("end", ["stopped", "regrouped"])
@@ -239,6 +268,7 @@ _ROWS = st.lists(
         data_wait=_SPENT,
         checkpoint=_SPENT,
         evaluation=_SPENT,
+        compilation=_SPENT,
     ),
     max_size=12,
 )
@@ -260,7 +290,7 @@ _EVENTS = st.lists(
         lambda name, at, spent, **details: _event(name, at, **details, **spent),
         st.sampled_from(_NAMES),
         _MOMENTS,
-        st.builds(_spent, training=_SPENT, data_wait=_SPENT, checkpoint=_SPENT, evaluation=_SPENT),
+        st.builds(_spent, training=_SPENT, data_wait=_SPENT, checkpoint=_SPENT, evaluation=_SPENT, compilation=_SPENT),
         attempt=st.none() | st.integers(1, 5),
         step=st.integers(1, 50),
         to_step=st.integers(0, 50),

@@ -40,6 +40,14 @@ def test_history_row_has_its_own_step_axis() -> None:
     }
 
 
+def test_history_row_has_what_experts_did_on_the_step_axis() -> None:
+    fields = {"train/router_balance": 1.25, "router/largest_load": 1.5, "router/smallest_load": 0.5}
+    assert history_row({**ROW, **fields}, several_datasets=True) == {
+        **history_row(ROW, several_datasets=True),
+        **fields,
+    }
+
+
 def test_history_row_shows_numbers_that_are_not_finite() -> None:
     assert math.isnan(history_row(NOT_FINITE, several_datasets=False)["train/loss"])
 
@@ -130,6 +138,7 @@ def test_run_config_names_where_the_run_comes_from() -> None:
             {"name": "a", "label": "a-22", "fingerprint": "22", "tokenizer": "t"},
         ],
         "parent": {"run": "p", "step": 10},
+        "initialized_from": {"name": "q", "step": 20},
     }
     config = run_config(facts)
     assert config["model"] == {"hidden_size": 8, "vocab_size": 100, "parameters": 1000}
@@ -139,6 +148,7 @@ def test_run_config_names_where_the_run_comes_from() -> None:
         "tokenizer": "t",
         "datasets": {"a-11": "11", "a-22": "22"},
         "parent": {"run": "p", "step": 10},
+        "initialized_from": {"name": "q", "step": 20},
     }
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from llm.accounting import parameter_shapes
 from llm.config import ModelConfig
-from llm.errors import ExportError, ModelConfigError
+from llm.errors import ExportError, ModelConfigError, ProofError
 from llm.hugging_face.export import export_model
 from llm.hugging_face.sentencepiece_model import SpecialTokens, read_sentencepiece
 from llm.hugging_face.weights import HuggingFaceWeights
@@ -193,6 +193,20 @@ def test_an_export_is_refused_when_the_tokenizer_has_more_pieces_than_the_model(
         ExportError, match=r"the tokenizer has \d+ pieces and the model 97 tokens: some would be outside"
     ):
         export(tmp_path / "out", small(), tokenizer=read_sentencepiece(runs_model, "t.model"))
+
+
+def test_nothing_is_left_when_a_proof_of_the_whole_directory_fails(tmp_path: Path) -> None:
+    seen: list[set[str]] = []
+
+    def refuse(directory: Path) -> None:
+        seen.append({path.name for path in directory.iterdir()})
+        assert not (tmp_path / "out").exists()
+        raise ProofError("other logits")
+
+    with pytest.raises(ProofError, match="other logits"):
+        export(tmp_path / "out", small(), prove=refuse)
+    assert seen == [{"config.json", "generation_config.json", "model.safetensors"}]
+    assert list(tmp_path.iterdir()) == []
 
 
 MEASURED = """
