@@ -47,7 +47,7 @@ CLAIM_NAME = "branching.json"
 """In an object store, where nothing is renamed: what a branch is called whose run.json is not there yet."""
 LEASE_NAME = "lease"
 """Where `cluster.lease` keeps its files: what lies there says nothing of a run."""
-_MODEL_MAY_CHANGE = ("attention",)
+_MODEL_MAY_CHANGE = ("attention", "experts")
 _BATCH_SIZES = ("global_batch_size", "batch_size_warmup")
 """Fields of `train`, and of a data plan, that say how many sequences each step takes."""
 _REFUSED = {

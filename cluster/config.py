@@ -295,6 +295,12 @@ class RunConfig:
                 f"resources.workers is {self.resources.max_workers} and {batch} {smallest}: a worker without a "
                 "sequence would idle. Lower the workers or raise the batch."
             )
+        limit = self.model.max_position_embeddings
+        if limit is not None and self.data.seq_len > limit:
+            raise ValueError(
+                f"data.seq_len is {self.data.seq_len} and model.max_position_embeddings {limit}: the model knows no "
+                "position beyond. Lower the one or raise the other."
+            )
         every_steps = self.evaluation.every_steps
         if self.evaluation.beside_training and every_steps is not None and every_steps % self.checkpoint.every_steps:
             raise ValueError(

@@ -40,7 +40,7 @@ LOSS_TOLERANCE: dict[str, float] = {"fp32": 1e-5, "bf16": 5e-3}
 """Resume law: relative difference allowed between the next batch's loss when saved and when loaded."""
 _SMALLEST_LOSS = 1e-2
 """Below this the difference is measured against it: a memorised batch has a loss of rounding errors."""
-_MAY_CHANGE_ROUNDING = ("precision", "device", "attention", "compiled", "versions")
+_MAY_CHANGE_ROUNDING = ("precision", "device", "attention", "experts", "compiled", "versions")
 """Parts of a layout whose change explains another loss better than a bad checkpoint does."""
 
 

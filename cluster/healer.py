@@ -139,7 +139,7 @@ class Healer:
             loss=anomaly.loss,
             score=anomaly.score,
         )
-        if anomaly.action == "skip":
+        if anomaly.leaves_update_out:
             if anomaly.step not in self.decisions.withheld:
                 self.decisions = replace(self.decisions, withheld=(*self.decisions.withheld, anomaly.step))
                 self._note()
@@ -148,7 +148,7 @@ class Healer:
         if anomaly.action == "rollback":
             self._alarm = anomaly
             return "rollback"
-        return "skip" if anomaly.leaves_update_out else "go_on"
+        return "go_on"
 
     def _target(self, alarm: Anomaly) -> tuple[int, int]:
         """Where to go back to, 0 for the beginning, and the step of the last batch that may be the cause.

@@ -43,8 +43,8 @@ class Anomaly:
 
     @property
     def leaves_update_out(self) -> bool:
-        """Whether the step goes on without its update: also where a loss that is not finite is only told."""
-        return self.action == "skip" or (self.action == "warn" and self.kind == "non_finite_loss")
+        """Whether the step goes on without its update: also where numbers that are not finite are only told."""
+        return self.action == "skip" or (self.action == "warn" and self.kind != "loss_spike")
 
     def __str__(self) -> str:
         if self.kind == "loss_spike":

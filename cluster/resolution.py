@@ -84,6 +84,9 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )
     attention, why_attention = resolve_attention(config.model.attention, needs)
+    experts, why_experts = None, ""
+    if config.model.num_experts is not None:
+        experts, why_experts = resolve_experts(config.model.experts)
     layout = Layout(
         world_size=topology.world_size,
         zero_stage=zero_stage,
@@ -92,10 +95,11 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
         threads=topology.threads,
         device=topology.device.split(":")[0],
         attention=attention,
+        experts=experts,
         compiled=config.train.compile,
         versions=library_versions(),
     )
     resolved = [f"precision {precision}: {why_precision}", f"attention {attention}: {why_attention}"]
-    if config.model.num_experts is not None:
-        resolved.append("experts {}: {}".format(*resolve_experts(config.model.experts)))
+    if experts is not None:
+        resolved.append(f"experts {experts}: {why_experts}")
     return layout, resolved

@@ -34,6 +34,7 @@ LOGGED = (
     "train.precision",
     "train.compile",
     "model.attention",
+    "model.experts",
     "train.max_steps",
     "healing.non_finite",
     "healing.loss_spike",
@@ -43,6 +44,9 @@ LOGGED = (
     "healing.max_rollbacks",
 )
 """Changed with an event; `train.max_steps` only while the learning rate does not depend on it."""
+
+DERIVED_BY_DEPTH = ("optimizer.learning_rate", "train.global_batch_size")
+"""What `depth` derives of other fields too, so that it changes with them unless it is stated."""
 
 BY_FINGERPRINT = "data"
 """Compared by the data plan's fingerprint, so that a dataset may move."""
@@ -93,7 +97,7 @@ def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: i
         if _under(change.key, FREE) or _under(change.key, (BY_FINGERPRINT,)):
             continue
         if not _under(change.key, LOGGED):
-            refused.append(str(change))
+            refused.append(f"{change}{_hint(change, after)}")
         elif change.key == "train.max_steps" and not _rate_unaffected(before, after, step):
             refused.append(f"{change} (the {after['schedule']['name']} schedule has begun to depend on it)")
         else:
@@ -147,6 +151,13 @@ def _refusal(run: str, step: int, refused: list[str]) -> RunRefusedError:
         f"with its state (`longhaul branch RUN --from {step} NAME`, which says what it can take over), or pass --fresh "
         "to set the old run aside and begin anew."
     )
+
+
+def _hint(change: Change, after: Mapping[str, Any]) -> str:
+    """How to keep what nobody changed by name: with `depth` it follows from other fields, such as the steps."""
+    if after["depth"] is None or change.key not in DERIVED_BY_DEPTH:
+        return ""
+    return f" (depth derives what is not stated: {change.key}={change.before} keeps it)"
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -151,7 +151,7 @@ def samples_are_written(config: RunConfig, tokenizer: Tokenizer) -> bool:
     wanted = config.evaluation
     if wanted.every_steps is None or wanted.sample_tokens == 0:
         return False
-    return bool(_plan(wanted.prompts, tokenizer, longest=config.data.seq_len).prompts)
+    return bool(_plan(wanted.prompts, tokenizer, longest=_longest(config)).prompts)
 
 
 def prompt_labels(prompts: Sequence[str]) -> list[str]:

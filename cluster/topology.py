@@ -44,6 +44,8 @@ class Layout:
     threads: int
     device: str
     attention: str
+    experts: str | None = None
+    """None where the model has none."""
     compiled: bool = False
     versions: Mapping[str, str]
 

@@ -18,6 +18,7 @@ from cluster.engines.torch_engine import TorchEngine
 from cluster.resolution import resolve_layout
 from cluster.topology import Topology, device_name, set_arithmetic
 from llm.accounting import count_parameters, vocabulary_size
+from llm.dropout import row_keys
 from llm.flops import flops_per_token, model_flops_utilization, peak_flops
 
 _PROFILE_ROWS = 15
@@ -139,21 +140,24 @@ def _prepared(setting: Setting, seq_len: int) -> tuple[TorchEngine, MicroBatch, 
     model = build_model(config.model, layout.attention, config.train)
     engine = TorchEngine(model, optimizer=config.optimizer, precision=layout.precision, device=setting.device)
     engine.load(InitialState(config.model, config.seed))
-    batch = _random_batch(setting, seq_len)
+    batch = random_batch(setting, seq_len)
     return engine, batch, torch.tensor(1.0 / batch.tokens.numel(), device=setting.device)
 
 
-def _random_batch(setting: Setting, seq_len: int) -> MicroBatch:
+def random_batch(setting: Setting, seq_len: int) -> MicroBatch:
+    """The micro-batch of every step: random tokens in documents of one length, and what a training step drops."""
     config = setting.config
     rows = config.train.micro_batch_size
     generator = torch.Generator().manual_seed(config.seed)
     tokens = torch.randint(0, vocabulary_size(config.model), (rows, seq_len + 1), generator=generator)
+    keys = row_keys(config.seed, 1, torch.arange(rows)).to(setting.device) if config.model.has_dropout else None
     documents = (torch.arange(seq_len) // setting.document_tokens).to(torch.int32).repeat(rows, 1)
     return MicroBatch(
         tokens=tokens[:, :-1].contiguous().to(setting.device),
         targets=tokens[:, 1:].contiguous().to(setting.device),
         loss_weights=torch.ones(rows, seq_len, device=setting.device),
         document_ids=documents.to(setting.device) if config.data.document_mask else None,
+        dropout_keys=keys,
     )
 
 

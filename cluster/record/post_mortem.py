@@ -276,7 +276,8 @@ def _routine(event: Mapping[str, Any]) -> tuple[Any, ...]:
 def _event_cells(group: Sequence[Mapping[str, Any]]) -> list[str]:
     last = group[-1]
     known = ("event", "time_unix_seconds", "step", "attempt", "layout")
-    details = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in last.items() if key not in known and value]
+    told = {key: value for key, value in last.items() if key not in known and not key.startswith("time/") and value}
+    details = [f"{key.replace('_', ' ')} {_plain(value)}" for key, value in told.items()]
     steps = dict.fromkeys(str(event["step"]) for event in (group[0], last) if event.get("step") is not None)
     times = f" × {len(group):,}, the last" if len(group) > 1 else ""
     return [

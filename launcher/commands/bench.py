@@ -34,7 +34,11 @@ def model(
     overrides: Overrides = None,
     length: Annotated[
         list[int] | None,
-        typer.Option("--length", metavar="TOKENS", help="Sequence length; may be repeated. Default: data.seq_len."),
+        typer.Option(
+            "--length",
+            metavar="TOKENS",
+            help="Sequence length; may be repeated, the shortest is first. Default: data.seq_len.",
+        ),
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="Steps that are measured.")] = 10,
     warmup: Annotated[int, typer.Option("--warmup", min=1, help="Steps before, in which it compiles.")] = 3,
@@ -73,7 +77,7 @@ def model(
         document_tokens=document_tokens,
     )
     head = model_bench.describe(setting)
-    lengths = length or [run_config.data.seq_len]
+    lengths = sorted(length or [run_config.data.seq_len])  # the peak of a process never falls
     with console.status("") as status:
         found = [model_bench.measure(setting, each, status.update) for each in lengths]
         tables = [model_bench.profile(setting, each) for each in lengths] if profile else []

@@ -283,7 +283,7 @@ def test_checkpoint_is_rejected_when_it_gives_another_loss(
     assert record_of(config) == record_of(undisturbed)
 
 
-def falsify_next_loss(config: RunConfig, step: int, **layout: str) -> None:
+def falsify_next_loss(config: RunConfig, step: int, **layout: object) -> None:
     """Make a checkpoint claim another loss, and another layout."""
     path = Path(config.storage) / config.name / "checkpoints" / f"step-{step:08d}" / "MANIFEST.json"
     document = json.loads(path.read_bytes())
@@ -293,11 +293,21 @@ def falsify_next_loss(config: RunConfig, step: int, **layout: str) -> None:
     path.write_bytes(seal(document))
 
 
-def test_checkpoint_is_not_condemned_when_changed_libraries_explain_another_loss(dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layout", "told"),
+    [
+        ({"attention": "eager"}, r"\{'attention': \['eager', 'varlen'\]\}"),
+        ({"compiled": True}, r"\{'compiled': \[True, False\]\}"),
+        ({"experts": "eager"}, r"\{'experts': \['eager', None\]\}"),
+    ],
+)
+def test_checkpoint_is_not_condemned_when_a_change_explains_another_loss(
+    layout: dict[str, object], told: str, dataset: Path, tmp_path: Path
+) -> None:
     config = tiny_run(tmp_path, dataset)
     kill_attempt(config, 11, published=8)
-    falsify_next_loss(config, 8, attention="eager")
-    with pytest.raises(RunRefusedError, match=r"changed since then: \{'attention': \['eager', 'varlen'\]\}"):
+    falsify_next_loss(config, 8, **layout)
+    with pytest.raises(RunRefusedError, match=f"changed since then: {told}"):
         attempt_alone(config)
     assert list_checkpoints(tmp_path / "tiny")[-1].problem is None
 

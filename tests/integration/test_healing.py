@@ -6,7 +6,7 @@ import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from attempts import attempt_alone, die, kill_attempt, record_of
@@ -172,7 +172,10 @@ def test_loss_that_is_not_finite_never_reaches_the_weights_when_healing_warns_an
 ) -> None:
     config = healed_run(tmp_path / "a", dataset, non_finite="warn")
     link = train_poisoned(config, Poison(math.nan, what="value"))
-    assert healing_events(link) == [{"event": "anomaly", "step": BAD_STEP, "kind": "non_finite_loss", "action": "warn"}]
+    assert healing_events(link) == [
+        {"event": "anomaly", "step": BAD_STEP, "kind": "non_finite_loss", "action": "warn"},
+        {"event": "update_skipped", "step": BAD_STEP},
+    ]
     skipped = healed_run(tmp_path / "b", dataset, non_finite="skip")
     train_poisoned(skipped, Poison(math.nan))
     assert record_of(config) == record_of(skipped)
@@ -190,10 +193,11 @@ def test_skipped_update_is_skipped_again_when_resumed_from_before_it(dataset: Pa
 
 
 @pytest.mark.parametrize("what", ["loss", "gradients"])
+@pytest.mark.parametrize("action", ["skip", "warn"])
 def test_run_is_the_same_when_resumed_before_a_skipped_update_that_is_sound_this_time(
-    what: str, dataset: Path, tmp_path: Path
+    action: Literal["skip", "warn"], what: str, dataset: Path, tmp_path: Path
 ) -> None:
-    config = healed_run(tmp_path, dataset, non_finite="skip", spike_window_steps=128)
+    config = healed_run(tmp_path, dataset, non_finite=action, spike_window_steps=128)
     kill_attempt(config, 12, observe=(poison := Poison(math.nan, what=what)).observe, build_engine=poison.build)
     attempt_alone(config)  # the glitch does not come back, the decision does
     undisturbed = healed_run(tmp_path / "b", dataset, non_finite="skip", spike_window_steps=128)

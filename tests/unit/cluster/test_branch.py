@@ -76,6 +76,13 @@ def test_branch_is_refused_when_momentum_begins(parent: RunConfig) -> None:
         plan_child(parent, optimizer__momentum=0.9)
 
 
+def test_branch_may_compute_its_experts_in_another_way(parent: RunConfig) -> None:
+    parent = replace(parent, model=replace(parent.model, num_experts=4))
+    shutil.rmtree(step_directory(parent_directory(parent), STEP))
+    save(parent, STEP)
+    assert [change.key for change in plan_child(parent, model__experts="eager").changes] == ["model.experts"]
+
+
 def test_branch_is_refused_when_the_data_has_another_tokenizer(parent: RunConfig, foreign_dataset: Path) -> None:
     with pytest.raises(RunRefusedError, match=r"their token ids mean different text\. Build the dataset with"):
         plan_child(parent, data__dataset=str(foreign_dataset))

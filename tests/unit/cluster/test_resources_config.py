@@ -8,6 +8,7 @@ from cluster.config import ResourcesConfig, RunConfig, TrainConfig
 from cluster.faults.config import FaultsConfig
 from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
+from llm.config import ModelConfig
 
 
 @pytest.mark.parametrize(("workers", "bounds"), [(3, (3, 3)), ((1, 4), (1, 4)), ((2, 2), (2, 2))])
@@ -43,6 +44,13 @@ def test_run_is_refused_when_the_most_workers_outnumber_a_batch_of_the_warm_up()
     train = TrainConfig(global_batch_size=8, batch_size_warmup=(BatchSizeStage(until_step=9, global_batch_size=2),))
     with pytest.raises(ValueError, match=r"workers is 3 and the smallest of train.batch_size_warmup 2: .* would idle"):
         RunConfig(name="run", data=DataConfig(dataset="data"), train=train, resources=ResourcesConfig(workers=3))
+
+
+def test_run_is_refused_when_its_sequences_are_longer_than_the_model_allows() -> None:
+    data = DataConfig(dataset="data", seq_len=65)
+    with pytest.raises(ValueError, match=r"data\.seq_len is 65 and model\.max_position_embeddings 64: .* Lower"):
+        RunConfig(name="run", data=data, model=ModelConfig(max_position_embeddings=64))
+    RunConfig(name="run", data=data, model=ModelConfig(max_position_embeddings=65))
 
 
 def test_train_config_is_refused_when_its_warm_up_does_not_grow() -> None:

@@ -12,7 +12,7 @@ from cluster.resume import changes, check_plan, check_resume
 from cluster.run_directory import config_as_dict
 from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
-from llm.config import ScheduleConfig
+from llm.config import ModelConfig, ScheduleConfig
 
 BASE = RunConfig(name="run", data=DataConfig(dataset="data"), schedule=ScheduleConfig(name="wsd", warmup_steps=10))
 # wsd of 400 steps decays over the last 80: its rate depends on max_steps after step 320
@@ -48,11 +48,23 @@ def test_resume_takes_a_change_in_silence_when_the_curve_does_not_depend_on_it(k
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("train.precision", "bf16"), ("model.attention", "eager"), ("train.max_steps", 500)]
+    ("key", "value"),
+    [
+        ("train.precision", "bf16"),
+        ("train.compile", True),
+        ("model.attention", "eager"),
+        ("train.max_steps", 500),
+    ],
 )
 def test_resume_logs_a_change_when_the_law_allows_it(key: str, value: Any) -> None:
     logged = check_resume(config_as_dict(BASE), changed(key, value), step=100, run="run")
     assert [change.key for change in logged] == [key]
+
+
+def test_resume_logs_another_way_to_compute_experts() -> None:
+    base = replace(BASE, model=ModelConfig(num_experts=4))
+    logged = check_resume(config_as_dict(base), changed("model.experts", "eager", base), step=100, run="run")
+    assert [change.key for change in logged] == ["model.experts"]
 
 
 @pytest.mark.parametrize(
@@ -81,6 +93,14 @@ def test_longer_or_shorter_run_is_allowed_when_still_on_the_plateau(step: int, m
     else:
         with pytest.raises(RunRefusedError, match="schedule has begun to depend on it"):
             check_resume(config_as_dict(BASE), after, step=step, run="run")
+
+
+def test_refusal_says_how_to_keep_a_rate_that_follows_from_the_depth() -> None:
+    base = replace(BASE, depth=6)
+    after = changed("optimizer.learning_rate", 2e-3, base) | {"train": changed("train.max_steps", 500, base)["train"]}
+    remedy = r"-> 0\.002 \(depth derives what is not stated: optimizer\.learning_rate=0\.001 keeps it\)"
+    with pytest.raises(RunRefusedError, match=remedy):
+        check_resume(config_as_dict(base), after, step=100, run="run")
 
 
 @pytest.mark.parametrize("name", ["cosine", "linear"])

@@ -13,7 +13,7 @@ from cluster.engines.initial_state import InitialState
 from cluster.engines.protocol import MicroBatch
 from cluster.engines.torch_engine import TorchEngine
 from cluster.evaluation.config import EvaluationConfig
-from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels
+from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels, samples_are_written
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
@@ -133,10 +133,21 @@ def test_text_ends_with_the_positions_when_the_model_has_a_limit(tokenizer_path:
     tokens, more = (1 + len(Tokenizer.load(tokenizer_path).encode(text)) for text in (prompt, longer))
     limited = replace(MODEL, max_position_embeddings=more)  # no room for a token more after the longer
     evaluation = EvaluationConfig(prompts=(prompt, longer), sample_tokens=64)
-    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=64))
+    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=more))
     counting = engine(limited)
     assert [sample.prompt for sample in sampler(tokenizer_path, config).write(counting, 5)] == [prompt]
     assert [len(rows[0]) for rows in counting.passes] == [tokens, *[1] * (more - tokens - 1)]
+
+
+@pytest.mark.parametrize("room", [0, 1])
+def test_samples_are_written_where_a_prompt_leaves_room_for_a_token(room: int, tokenizer_path: Path) -> None:
+    tokenizer = Tokenizer.load(tokenizer_path)
+    tokens = 1 + len(tokenizer.encode("tea"))
+    limited = replace(MODEL, max_position_embeddings=tokens + room)
+    evaluation = EvaluationConfig(prompts=("tea",), every_steps=4)
+    config = replace(CONFIG, model=limited, evaluation=evaluation, data=DataConfig(dataset="x", seq_len=tokens))
+    assert samples_are_written(config, tokenizer) == (room > 0)
+    assert bool(sampler(tokenizer_path, config).write(engine(limited), 4)) == (room > 0)
 
 
 def test_only_the_samples_are_lost_when_the_tokenizer_is_damaged(

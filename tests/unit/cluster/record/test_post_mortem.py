@@ -263,6 +263,15 @@ def test_page_lists_the_events_of_the_last_hour_with_routine_ones_in_one_row(run
     assert "causes 1: ValueError: \\| `x`" in rows[2]
 
 
+def test_page_leaves_the_seconds_of_an_end_to_the_division_of_time(run: Path) -> None:
+    with (run / "events.jsonl").open("a") as events:
+        ended = _event("stopped", 60, step=57, reason="asked", **{"time/checkpoint_seconds": 1.5})
+        events.write(json.dumps(ended) + "\n")
+    page = _page(run, status="stopped", reason=None)
+    assert _part(page, "Events of the last hour").splitlines()[-1].split(" | ")[-1] == "`reason asked` |"
+    assert "checkpoints 2.5 %" in _part(page, "Time")
+
+
 @pytest.mark.parametrize("name", ["run.json", "metrics.jsonl", "events.jsonl", "config.yaml"])
 @pytest.mark.parametrize(
     "content", [None, b"", b"[1]\n", b'"x"\n', b"{}\n", b"\xff{\n", b'{"step": "x", "event": 1}\n']
