@@ -125,3 +125,19 @@ def test_layers_stay_compiled_when_kinds_and_sizes_are_many(monkeypatch: pytest.
                 model(tokens, tokens)
     assert not torch._dynamo.utils.counters["unimplemented"]
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+def test_loss_and_gradients_are_the_same_when_layers_with_experts_are_compiled() -> None:
+    config = replace(CONFIG, num_experts=4, moe_intermediate_size=16, num_hidden_layers=2)
+    tokens = torch.randint(0, 31, (2, 34), generator=torch.Generator().manual_seed(0))
+    models = []
+    for compiled in (False, True):
+        model = Transformer(config, "sdpa")
+        initialize(model, config, seed=3)
+        if compiled:
+            compile_blocks(model)
+        model(tokens[:, :-1], tokens[:, 1:]).objective_sum.backward()
+        models.append(model)
+    for (name, one), (_, other) in zip(models[0].named_parameters(), models[1].named_parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=TOLERANCE, atol=TOLERANCE, msg=name)
