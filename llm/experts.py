@@ -58,7 +58,7 @@ class Experts(nn.Module):
         self.activation = activation
         self.mix = experts_backend(backend)
 
-    @torch.compiler.disable  # how rows are grouped follows from the data, which no graph can hold
+    @torch.compiler.disable  # type: ignore[untyped-decorator] # how rows are grouped follows from the data, which no graph can hold
     def forward(self, x_ND: Tensor, experts_NC: Tensor, weights_NC: Tensor) -> Tensor:
         """Weighted sum of each token's experts; left out of compiled layers, whose other parts are compiled.
 
