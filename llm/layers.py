@@ -35,7 +35,7 @@ class Linear(nn.Module):
         product = F.linear(x, self.weight)
         # Not by F.linear: DeepSpeed's, at ZeRO 3, adds the bias in place, to a product that selective activation
         # checkpointing keeps and would add it to once more.
-        return product if self.bias is None else product + self.bias
+        return product if self.bias is None else product + self.bias.to(product.dtype)  # narrower under autocast
 
 
 class Embedding(nn.Module):
