@@ -1,8 +1,9 @@
-"""What autograd keeps of a forward pass for the backward pass, in bytes. Imports no torch: `plan` needs it.
+"""What a forward pass keeps for the backward pass, in bytes. Imports no torch: `plan` needs it.
 
 Counted tensor by tensor as `llm.layers` makes them, each storage once, the loss left out; a test measures the same on
 the real model. What is needed only while a kernel runs is not counted. Experts are counted in their `grouped` form.
-Legend: N tokens, T sequence, D model, H query heads, G key/value heads, K head size, p bytes of a product's number.
+Legend: N tokens, T sequence, D model, H query heads, G key/value heads, K head size, F hidden, E experts, C experts
+chosen per token, p bytes of a product's number.
 """
 
 from __future__ import annotations
@@ -11,9 +12,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llm.accounting import parameter_shapes
+from llm.accounting import parameter_shapes, vocabulary_size
 from llm.config import ModelConfig
-from llm.memory import MicroBatch, loss_bytes
+from llm.memory import BAND_QUERIES, SHORT_ROW_TOKENS, MicroBatch, loss_bytes
 
 if TYPE_CHECKING:
     from llm.activation_checkpointing import ActivationCheckpointing
@@ -26,9 +27,9 @@ class ActivationBytes:
     """What is kept of a forward pass for its backward pass, the loss left out."""
 
     layers: int
-    """Of all decoder layers; with full checkpointing their inputs."""
+    """Of all decoder layers; with checkpointing their inputs, and if it is selective the results of products."""
     recomputed: int
-    """Of one layer besides, while full checkpointing has computed it again; 0 without."""
+    """Of one layer besides, when checkpointing has computed it again; 0 without."""
     ends: int
     """Of the embedding and the final norm."""
     shared: int
@@ -53,15 +54,16 @@ def activation_bytes(
     Raises:
         ModelConfigError: vocab_size is still null.
     """
-    L, D = config.num_hidden_layers, config.hidden_size
-    layer = _layer_bytes(config, batch)
-    inputs = batch.tokens * D * batch.stream_bytes
-    recomputes = activation_checkpointing == "full"
+    whole = kept = _layer_bytes(config, batch)
+    if activation_checkpointing != "off":
+        kept = batch.tokens * config.hidden_size * batch.stream_bytes
+        if activation_checkpointing == "selective":
+            kept += _results_bytes(config, batch)
     return ActivationBytes(
-        layers=L * (inputs if recomputes else layer),
-        recomputed=layer if recomputes else 0,
+        layers=config.num_hidden_layers * kept,
+        recomputed=whole - kept,
         ends=_ends_bytes(config, batch),
-        shared=_shared_bytes(config, batch, recomputes),
+        shared=_shared_bytes(config, batch, activation_checkpointing != "off"),
     )
 
 
@@ -70,118 +72,169 @@ def peak_bytes(
 ) -> int:
     """The most that one micro-batch holds at a time besides parameters and their gradients.
 
-    That is either while the loss is computed, or in the backward pass of the last layer, while everything of the
-    layers before it is still there. What autograd needs there follows from the steps of `llm.layers`; a test holds
-    it to a measured peak.
+    That is while the loss is computed or in the last layer, while everything of the layers before it is still there: in
+    the backward pass of its feed-forward or, where attention holds T x T scores, on either way through these. What
+    lives there follows from the steps of `llm.layers`; a test holds it to a measured peak.
 
     Raises:
         ModelConfigError: vocab_size is still null.
     """
-    kept = activation_bytes(config, batch, activation_checkpointing)
-    in_layer = kept.layers + kept.shared + kept.recomputed + _backward_bytes(config, batch)
-    return max(kept.total + loss_bytes(config, batch).peak, in_layer)
+    N, D, L = batch.tokens, config.hidden_size, config.num_hidden_layers
+    kept, loss = activation_bytes(config, batch, activation_checkpointing), loss_bytes(config, batch)
+    # in the forward pass: bf16 forms of matrices that autocast holds to its end, where no layer keeps them
+    casts = 0 if activation_checkpointing == "off" else L * _cast_bytes(config, batch)
+    moments = [kept.total + loss.kept + max(loss.forward + casts, loss.backward)]
+    # in the backward pass: ids, the gradient of the stream, and that of a tied weight, which waits for the embedding's
+    tied = vocabulary_size(config) if config.tie_word_embeddings else 0
+    in_layer = kept.layers + kept.recomputed + kept.shared + N * _ID_BYTES + (N + tied) * D * batch.stream_bytes
+    moments.append(in_layer + _feed_forward_backward_bytes(config, batch))
+    if batch.attention == "eager":
+        moments.append(in_layer + _scores_backward_bytes(config, batch))
+        before = kept.layers // L * (L - 1) + kept.shared + N * _ID_BYTES + casts
+        moments.append(before + _scores_forward_bytes(config, batch, activation_checkpointing))
+    return max(moments)
 
 
-def _backward_bytes(config: ModelConfig, batch: MicroBatch) -> int:
-    """What the backward pass of a layer needs beyond what the layer has kept, of which it frees some on the way."""
-    N, D, F, p = batch.tokens, config.hidden_size, config.intermediate_size, batch.product_bytes
-    if config.num_experts is not None:
-        F = config.num_experts_per_tok * config.expert_size
-    stream = N * D * batch.stream_bytes
-    # gated: gradients of gate, up and both together, when two of the four F that were kept are gone; else gradients
-    # before and after the activation, when one of the two is gone
-    feed_forward = N * F * p * (2 if config.gated_mlp else 1)
-    if not _keeps_weights(config, batch):
-        return stream + feed_forward
-    # gradients of weights and of scores, where all that the feed-forward has kept is no longer
-    freed = _norm_bytes(config, batch, batch.stream_bytes) + N * D * p + _feed_forward_bytes(config, batch)
-    return stream + max(feed_forward, 2 * N * config.num_attention_heads * batch.seq_len * 4 - freed)
+def _feed_forward_backward_bytes(config: ModelConfig, batch: MicroBatch) -> int:
+    """Beyond what the layer has kept: the gradient of the second product's input, and with it that of its matrix, or
+    where the gate is undone twice as much once more, or that of the first matrix when all that was kept is gone."""
+    N, D, p = batch.tokens, config.hidden_size, batch.product_bytes
+    if config.num_experts is not None:  # on either side of the activation, or of the weighing of outputs
+        return N * p * config.num_experts_per_tok * max(2 * config.expert_size, 3 * D)
+    matrix = D * (6 if batch.arithmetic == "autocast" else p)  # which autocast makes fp32
+    gate = max(2 * N * p, 2 * matrix - 2 * N * p) if config.gated_mlp else 0
+    return config.intermediate_size * (N * p + max(matrix, gate))
+
+
+def _scores_forward_bytes(config: ModelConfig, batch: MicroBatch, activation_checkpointing: str) -> int:
+    """Of one layer while its softmax is computed: scores before and after masking, weights, and what came before."""
+    N, D, H, p = batch.tokens, config.hidden_size, config.num_attention_heads, batch.product_bytes
+    heads, factor = N * (H + 2 * config.key_value_heads) * config.head_size, _eager_bytes(batch)
+    scores = 8 + factor * (2 if activation_checkpointing == "selective" else 1)
+    return N * D * (batch.stream_bytes + p) + heads * (2 * p + factor) + N * H * batch.seq_len * scores
+
+
+def _scores_backward_bytes(config: ModelConfig, batch: MicroBatch) -> int:
+    """Gradients of weights and of scores, and those of queries, keys, values and outputs, where the copy of the weights
+    and all that the feed-forward has kept is no longer."""
+    N, H, factor = batch.tokens, config.num_attention_heads, _eager_bytes(batch)
+    freed = _norm_bytes(config, batch, batch.stream_bytes) + _feed_forward_bytes(config, batch)
+    scores = 8 - (factor if _copies_weights(config, batch) else 0)
+    return N * H * (batch.seq_len * scores + 4 * config.head_size * factor) - freed
 
 
 def _layer_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     N, D, p = batch.tokens, config.hidden_size, batch.product_bytes
-    kept = 2 * _norm_bytes(config, batch, batch.stream_bytes) + 2 * N * D * p  # the first products keep their inputs
+    kept = 2 * _norm_bytes(config, batch, batch.stream_bytes)
     if config.sandwich_norm:
         kept += 2 * _norm_bytes(config, batch, p)
     if config.residual_dropout:
-        kept += 2 * N * D * _drop_bytes(batch, p)
-    if batch.arithmetic == "autocast":
-        kept += 2 * _layer_matrix_size(config)  # of each matrix its bf16 form
+        kept += 2 * N * D  # which elements are kept, a byte each
+    kept += _cast_bytes(config, batch)
     return kept + _feed_forward_bytes(config, batch) + _attention_bytes(config, batch)
 
 
+def _results_bytes(config: ModelConfig, batch: MicroBatch) -> int:
+    """Of the matrix products of a layer and of its attention: what selective checkpointing keeps."""
+    N, D, H, p = batch.tokens, config.hidden_size, config.num_attention_heads, batch.product_bytes
+    heads = N * (2 * H + 2 * config.key_value_heads) * config.head_size * p  # in, and out
+    if batch.attention == "eager":
+        heads += N * H * (batch.seq_len * _eager_bytes(batch) + config.head_size * (_eager_bytes(batch) - p))
+    else:
+        heads += N * H * 4 + max(batch.copied_tokens - N, 0) * H * (config.head_size * p + 4)
+    if config.num_experts is None:
+        return heads + N * p * (2 * D + config.intermediate_size * (2 if config.gated_mlp else 1))
+    rows = config.num_experts_per_tok * (2 * config.expert_size + D)
+    return heads + N * (p * (D + rows) + 4 * config.num_experts)
+
+
 def _feed_forward_bytes(config: ModelConfig, batch: MicroBatch) -> int:
-    """After its input: gate, up, activation and product, or the first product and its activation."""
+    """Its input, the first product, and the input of the second."""
     N, D, p = batch.tokens, config.hidden_size, batch.product_bytes
     if config.num_experts is None:
-        return N * config.intermediate_size * p * (4 if config.gated_mlp else 2)
-    # grouped: each token's row once for each of its experts, before and after them; what sorts and weighs the rows;
-    # and the router's probabilities and logits, which are made of fp32 forms of its input and its weight
-    C, E = config.num_experts_per_tok, config.num_experts
-    rows = C * ((2 * D + 4 * config.expert_size) * p + 28 + p)
-    router = 8 * E + 17
-    if p == 4:
-        return N * (rows + router)
-    return N * (rows + router + 4 * D) + 4 * E * D
+        return N * p * (D + config.intermediate_size * (3 if config.gated_mlp else 2))
+    return _experts_bytes(config, batch, config.num_experts)
 
 
-def _keeps_weights(config: ModelConfig, batch: MicroBatch) -> bool:
-    """Whether attention keeps its T x T weights: torch's kernels for CPUs do too where weights are dropped."""
-    return batch.attention == "eager" or (config.attention_dropout > 0 and batch.device_type == "cpu")
+def _experts_bytes(config: ModelConfig, batch: MicroBatch, E: int) -> int:
+    """Each token's row once for each of its experts, before and after them; what sorts and weighs the rows; and the
+    router's probabilities and logits, which are made of fp32 forms of its input and its weight."""
+    N, B, C, p = batch.tokens, batch.sequences, config.num_experts_per_tok, batch.product_bytes
+    normalized = 4 * N * (C + 1) if config.norm_topk_prob else 0
+    rows = N * C * ((2 * config.hidden_size + 4 * config.expert_size + 1) * p + 3 * _ID_BYTES)
+    router = N * (4 * config.hidden_size + 8 * E + 9) + 4 * (E + B * E + B)
+    weight = 4 * E * config.hidden_size if batch.stream_bytes == 2 else 0
+    return rows + normalized + router + weight
 
 
 def _attention_bytes(config: ModelConfig, batch: MicroBatch) -> int:
-    """From the product that makes queries, keys and values to the input of the output projection."""
+    """From the input of the product that makes queries, keys and values to that of the output projection."""
     N, K, p = batch.tokens, config.head_size, batch.product_bytes
     H, G = config.num_attention_heads, config.key_value_heads
-    kept = N * H * K * p
-    if config.qk_norm:
-        kept += _rms_bytes(batch, N * (H + G), K, p)
-    is_fused = has_views = not _keeps_weights(config, batch)
-    if not is_fused:
+    kept = N * p * (config.hidden_size + H * K)
+    if batch.attention == "eager":
         # a product of two tensors copies what it cannot see as one batch of matrices
         has_views = batch.arithmetic == "fp32" and (batch.sequences == 1 or G == 1)
         kept += _square_bytes(config, batch, has_views)
     else:
-        kept += N * H * 4  # logarithms of the softmax's sums
-    if has_views or (config.qk_norm and _keeps_input(batch, p)):
+        has_views = True  # logarithms of the softmax's sums; of what is copied queries, keys, values and outputs
+        kept += N * H * 4 + batch.copied_tokens * (2 * H + 2 * G) * K * p
+    is_stepwise = batch.stream_bytes != p
+    if has_views or (config.qk_norm and not is_stepwise):
         kept += N * (H + 2 * G) * K * p
-    if has_views and (config.position_embedding == "rope" or config.qk_norm):
-        kept += N * (H + G) * K * p
+    if config.qk_norm:
+        kept += N * (H + G) * (4 + (8 * K if is_stepwise else 0) + (K * p if has_views else 0))
     return kept
 
 
 def _square_bytes(config: ModelConfig, batch: MicroBatch, has_views: bool) -> int:
     """T x T weights of every head, and copies of queries, keys and values in the numbers they are multiplied in."""
     N, K, H, G = batch.tokens, config.head_size, config.num_attention_heads, config.key_value_heads
-    has_groups, is_eager = H > G, batch.attention == "eager"
-    factor = 2 if batch.arithmetic == "autocast" and is_eager else 4
-    copies = (0 if has_views and not has_groups else H) + (0 if has_views else 2 * (G if is_eager else H))
+    factor = _eager_bytes(batch)
+    copies = (0 if has_views and H == G else H) + (0 if has_views else 2 * G)
     weights = 4
     if config.attn_logit_softcapping is not None:
         weights += factor
     if config.attention_dropout:
-        weights += _drop_bytes(batch, 4)
-    if has_groups or config.attention_dropout or factor == 2:
+        weights += 1
+    if _copies_weights(config, batch):
         weights += factor
     return N * copies * K * factor + N * H * batch.seq_len * weights
+
+
+def _copies_weights(config: ModelConfig, batch: MicroBatch) -> bool:
+    """Whether `eager` multiplies values by a copy of the softmax's result."""
+    has_groups = config.num_attention_heads > config.key_value_heads
+    return has_groups or config.attention_dropout > 0 or batch.arithmetic == "autocast"
+
+
+def _eager_bytes(batch: MicroBatch) -> int:
+    """Of one number in the products of the `eager` attention, which widens its inputs."""
+    return 2 if batch.arithmetic == "autocast" else 4
 
 
 def _ends_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     N, D = batch.tokens, config.hidden_size
     positions = batch.seq_len * _ID_BYTES if config.position_embedding == "learned" else 0
-    dropped = N * D * _drop_bytes(batch, batch.stream_bytes) if config.embedding_dropout else 0
+    dropped = N * D if config.embedding_dropout else 0
     return N * _ID_BYTES + positions + dropped + _norm_bytes(config, batch, batch.stream_bytes)
 
 
 def _shared_bytes(config: ModelConfig, batch: MicroBatch, recomputes: bool) -> int:
-    types = [config.layer_type(layer) for layer in range(config.num_hidden_layers)]
-    tables = len(set(types)) * batch.seq_len * config.head_size * 4 if config.position_embedding == "rope" else 0
-    if batch.attention not in ("eager", "sdpa") or (_keeps_weights(config, batch) and not recomputes):
+    T, types = batch.seq_len, [config.layer_type(layer) for layer in range(config.num_hidden_layers)]
+    tables = len(set(types)) * T * config.head_size * 4 if config.position_embedding == "rope" else 0
+    mask = (batch.sequences if batch.documents else 1) * T**2
+    if batch.attention == "eager":  # keeps nothing of its masks, which layers need that are computed again
+        return tables + (4 * mask * len(set(types)) if recomputes else 0)
+    window = config.sliding_window if config.sliding_window is not None and config.sliding_window < T else None
+    masked = [kind for kind in types if batch.documents or (window is not None and kind == "sliding_attention")]
+    if batch.attention == "varlen" and (batch.device_type == "cuda" or T > SHORT_ROW_TOKENS):
+        band = 0
+        if window is not None and batch.device_type == "cpu" and "sliding_attention" in types:
+            band = BAND_QUERIES * (BAND_QUERIES + window - 1) * batch.stream_bytes
+        return tables + band + 3 * _ID_BYTES * batch.copied_tokens * len(set(masked))
+    if batch.attention not in ("sdpa", "varlen"):
         return tables
-    has_window = config.sliding_window is not None and config.sliding_window < batch.seq_len
-    masked = [kind for kind in types if batch.documents or (has_window and kind == "sliding_attention")]
-    mask = (batch.sequences if batch.documents else 1) * batch.seq_len**2
     if batch.arithmetic == "autocast" and not recomputes:
         return tables + 2 * mask * len(masked)  # each layer keeps a bf16 form of its own
     return tables + batch.stream_bytes * mask * len(set(masked))
@@ -193,30 +246,14 @@ def _norm_bytes(config: ModelConfig, batch: MicroBatch, input_bytes: int) -> int
     if config.normalization == "layer_norm":
         statistic = input_bytes if batch.device_type == "cpu" else 4
         return N * (D * input_bytes + 2 * statistic)
-    return _rms_bytes(batch, N, D, input_bytes) + (N * D * input_bytes if _keeps_input(batch, input_bytes) else 0)
+    if input_bytes != batch.stream_bytes:  # narrower than the scales: in steps, the input in fp32 and normalised
+        return N * (4 + 8 * D)
+    return N * (4 + D * input_bytes)
 
 
-def _rms_bytes(batch: MicroBatch, rows: int, width: int, input_bytes: int) -> int:
-    """What an RMS norm keeps besides its input: a factor for each row; in steps the input in fp32 and normalised."""
-    if _is_one_kernel(batch, input_bytes):
-        return 4 * rows
-    return 4 * rows * (1 + width * (1 if input_bytes == 4 else 2))
-
-
-def _keeps_input(batch: MicroBatch, input_bytes: int) -> bool:
-    """Whether an RMS norm keeps its input itself, and not an fp32 form of it."""
-    return input_bytes == 4 or _is_one_kernel(batch, input_bytes)
-
-
-def _is_one_kernel(batch: MicroBatch, input_bytes: int) -> bool:
-    """GPUs have a kernel for inputs in the dtype of the scales, which autocast does not change."""
-    return batch.device_type == "cuda" and input_bytes == batch.stream_bytes
-
-
-def _drop_bytes(batch: MicroBatch, element_bytes: int) -> int:
-    return 1 if batch.device_type == "cuda" else element_bytes
-
-
-def _layer_matrix_size(config: ModelConfig) -> int:
-    shapes = parameter_shapes(config)
-    return sum(math.prod(shape) for name, shape in shapes.items() if ".layers.0." in name and len(shape) > 1)
+def _cast_bytes(config: ModelConfig, batch: MicroBatch) -> int:
+    """Of a layer's matrices, what autocast makes bf16: all but the router's."""
+    if batch.arithmetic != "autocast":
+        return 0
+    shapes = {name: shape for name, shape in parameter_shapes(config).items() if ".layers.0." in name}
+    return 2 * sum(math.prod(shape) for name, shape in shapes.items() if len(shape) > 1 and ".gate." not in name)

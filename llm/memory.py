@@ -6,7 +6,6 @@ Legend: B batch, T sequence, D model, V vocabulary.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,6 +19,12 @@ residual stream."""
 LOSS_CHUNK_BYTES = 64 << 20
 """fp32 logits that the loss holds at a time: enough rows to keep a matrix product busy, and small beside the gradient
 of the output weight, which is V x D."""
+SHORT_ROW_TOKENS = 256
+"""Rows up to this length get the bias of `sdpa` from `varlen` on the CPU: one call over the whole square costs no more
+there than the plain triangle, and rectangles would save little. See tests/bench/attention.py."""
+BAND_QUERIES = 128
+"""Queries of one band of `varlen` on the CPU, at least as many as a short document has: larger ones read more hidden
+keys, smaller ones are more calls."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,10 +40,13 @@ class MicroBatch:
     attention: str
     """Name of the backend, resolved; all but `eager` keep no T x T weights."""
     device_type: Literal["cpu", "cuda"] = "cpu"
-    """CPUs compute RMS norms in steps, of which each keeps its fp32 result, and GPUs in one; dropout masks are numbers
-    here and single bytes there."""
+    """CPUs widen bf16 logits before their softmax, keep statistics of layer norms in the dtype of their input, and cut
+    rows into rectangles for `varlen`."""
     documents: bool = False
-    """Documents are masked, so that `sdpa` needs a mask for each sequence."""
+    """Documents are masked, so that `sdpa`, and `varlen` for short rows on CPUs, need a mask for each sequence."""
+    copied_tokens: int = 0
+    """Positions that `varlen` copies on CPUs, padding included: those of short documents in longer rows (see
+    `llm.attention.document_tiles`)."""
 
     @property
     def tokens(self) -> int:
@@ -63,7 +71,7 @@ class LossBytes:
     kept: int
     """Both gradients, from the forward to the backward pass: of the hidden states, and of the output weight in fp32."""
     forward: int
-    """Besides, while chunks are computed: the hidden states, logits, and what is left of the chunk before."""
+    """Besides, while chunks are computed: the hidden states, and what becomes of a chunk's logits."""
     backward: int
     """Besides, in the backward pass: both gradients once more, scaled."""
 
@@ -87,11 +95,15 @@ def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_bytes: int = LOSS_C
     weight = vocabulary_size(config) * config.hidden_size
     rows = min(batch.tokens, max(1, chunk_bytes // (4 * vocabulary_size(config))))
     hidden = batch.tokens * config.hidden_size * batch.stream_bytes
-    chunk = rows * vocabulary_size(config) * _chunk_bytes_per_logit(config, batch, has_two=rows < batch.tokens)
+    chunk = rows * vocabulary_size(config) * _chunk_bytes_per_logit(config, batch)
+    if batch.arithmetic == "autocast":
+        chunk += 2 * weight  # its bf16 form
     product = 0
-    if batch.product_bytes == 2:
-        # added to an fp32 sum, for which CPUs first make it fp32
-        product = rows * vocabulary_size(config) * 6 + weight * (2 if batch.device_type == "cuda" else 6)
+    if batch.stream_bytes == 2:
+        # added to an fp32 sum, for which CPUs first make it fp32; logarithms, gradient and slope are still there
+        per_logit = 6 if config.final_logit_softcapping is None else 10
+        product = rows * (vocabulary_size(config) * per_logit + 2 * config.hidden_size)
+        product += weight * (2 if batch.device_type == "cuda" else 6)
     return LossBytes(
         kept=hidden + 4 * weight,
         forward=hidden + max(chunk, product),
@@ -99,22 +111,23 @@ def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_bytes: int = LOSS_C
     )
 
 
-def _chunk_bytes_per_logit(config: ModelConfig, batch: MicroBatch, *, has_two: bool) -> int:
-    """The most that lives of one logit. Of the chunk before there still are its logits and its gradient, which is made
-    in their memory, but for bf16 products copied."""
-    is_narrow = batch.product_bytes == 2
-    gradient_before = (2 if is_narrow else 4) if has_two else 0
-    before = 4 + (2 if is_narrow else 0) if has_two else 0
+def _chunk_bytes_per_logit(config: ModelConfig, batch: MicroBatch) -> int:
+    """The most that lives of one logit: while products become logits, or while these become logarithms."""
     is_scaled, is_capped = config.logits_scaling != 1.0, config.final_logit_softcapping is not None
-    in_logsumexp = gradient_before + 8
-    in_rule = before + 4 * (1 + is_scaled + 2 * is_capped)
-    return max(in_logsumexp, in_rule, before + 6 if is_narrow else 0)
+    is_narrow = batch.product_bytes == 2
+    if is_scaled or is_capped:  # products, logits, and twice what is between; then slopes, logits, logarithms
+        return max(4 * (1 + is_scaled + 2 * is_capped) + 2 * is_narrow, 8 + 4 * is_capped)
+    if not is_narrow:
+        return 8
+    return 6 if batch.device_type == "cuda" else 10  # CPUs first make them fp32
 
 
 def kv_cache_bytes(
     config: ModelConfig, *, sequences: int, positions: int, element_bytes: int, block_tokens: int = 256
 ) -> int:
-    """Bytes of the keys and values of all layers, in whole blocks; one layer's old ones come on top while it grows.
+    """The most that the keys and values of all layers take; one layer's old keys come on top while it grows.
+
+    The pass over a prompt holds all of it in sliding layers too: their bound is for what follows.
 
     Args:
         config: Shape of the model.
@@ -123,7 +136,10 @@ def kv_cache_bytes(
         element_bytes: 2 in bf16, 4 in fp32.
         block_tokens: Positions by which the cache grows.
     """
-    capacity = math.ceil(positions / block_tokens) * block_tokens
-    return (
-        2 * config.num_hidden_layers * sequences * capacity * config.key_value_heads * config.head_size * element_bytes
-    )
+    room = 0
+    for layer in range(config.num_hidden_layers):
+        held = positions
+        if config.layer_type(layer) == "sliding_attention" and config.sliding_window is not None:
+            held = min(positions, config.sliding_window - 1 + block_tokens)
+        room += held + block_tokens
+    return 2 * sequences * room * config.key_value_heads * config.head_size * element_bytes

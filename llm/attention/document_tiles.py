@@ -18,11 +18,10 @@ from torch import Tensor
 
 from llm.attention.interface import DocumentTiles, Visibility
 from llm.attention.masks import additive_bias
+from llm.memory import BAND_QUERIES
 
 SHORT_TOKENS = 64
 """Documents up to this length are copied beside each other: a call for each would cost more than that."""
-BAND_QUERIES = 128
-"""Queries of one band, at least SHORT_TOKENS: larger ones read more hidden keys, smaller ones are more calls."""
 PADDED_LENGTHS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 40, 48, 56, SHORT_TOKENS)
 """What short documents are padded to: by less than half, and by a quarter at most where scores begin to cost."""
 _ALL_ROWS = 1 << 30  # slices end at the last row

@@ -21,10 +21,7 @@ from llm.attention.packing import pack_documents, pack_rows
 from llm.attention.precision import of_one_dtype
 from llm.attention.support import refuse_dtype, refuse_rule
 from llm.attention.tiled import attend_tiles
-
-SHORT_ROW_TOKENS = 256
-"""Rows up to this length get the bias of `sdpa` on the CPU: one call over the whole square costs no more there than
-the plain triangle, and rectangles would save little. See tests/bench/attention.py."""
+from llm.memory import SHORT_ROW_TOKENS
 
 
 def prepare(visibility: Visibility) -> AttentionMask:

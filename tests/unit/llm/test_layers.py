@@ -38,3 +38,11 @@ def test_construction_draws_no_random_numbers_when_layers_are_made() -> None:
     before = torch.get_rng_state()
     Linear(8, 4, bias=True), Embedding(9, 8), RMSNorm(8, 1e-5), LayerNorm(8, 1e-5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_product_stays_narrow_when_a_bias_is_added_under_autocast() -> None:
+    layer = Linear(8, 4, bias=True)
+    for parameter in layer.parameters():
+        torch.nn.init.ones_(parameter)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert layer(torch.ones(2, 8)).dtype == torch.bfloat16

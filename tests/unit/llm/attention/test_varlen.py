@@ -12,8 +12,9 @@ from torch.nn.attention import varlen as torch_varlen
 
 from llm.attention import AttentionMask, ScoreRule, Visibility, attention_backend
 from llm.attention.packing import pack_documents
-from llm.attention.varlen import SHORT_ROW_TOKENS, attend_packed
+from llm.attention.varlen import attend_packed
 from llm.errors import AttentionBackendError
+from llm.memory import SHORT_ROW_TOKENS
 
 CPU = torch.device("cpu")
 RULE = ScoreRule(scale=0.3, softcap=None)
