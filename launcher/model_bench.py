@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 
@@ -61,7 +62,7 @@ class Setting:
     """Length of each document, where `data.document_mask` is on."""
 
 
-def describe(setting: Setting) -> dict[str, object]:
+def describe(setting: Setting) -> dict[str, Any]:
     """Hardware, versions and model, for the head of a table or a JSON document."""
     config = setting.config
     layout, resolved = resolve_layout(config, _topology(setting), None)

@@ -59,9 +59,13 @@ def model(
 
     from launcher.config_file import load_run_config
     from launcher.console import messages
+    from launcher.errors import ConfigError
 
-    # tokens are random, so no dataset is read; recipes for GPUs name none
-    run_config = _with_vocabulary(load_run_config(config, ["data.dataset=random", *(overrides or ())]))
+    try:
+        run_config = load_run_config(config, overrides or ())
+    except ConfigError:  # recipes for GPUs name no dataset, and tokens are random; anything else is wrong again here
+        run_config = load_run_config(config, ["data.dataset=random", *(overrides or ())])
+    run_config, vocabulary = _with_vocabulary(run_config)
 
     import torch
 
@@ -77,6 +81,7 @@ def model(
         document_tokens=document_tokens,
     )
     head = model_bench.describe(setting)
+    head["resolved"] = [vocabulary, *head["resolved"]]
     lengths = sorted(length or [run_config.data.seq_len])  # the peak of a process never falls
     with console.status("") as status:
         found = [model_bench.measure(setting, each, status.update) for each in lengths]
@@ -89,11 +94,19 @@ def model(
         typer.echo(table)
 
 
-def _with_vocabulary(config: RunConfig) -> RunConfig:
-    """A model without a vocabulary takes one of the usual size; there is no tokenizer to ask."""
+def _with_vocabulary(config: RunConfig) -> tuple[RunConfig, str]:
+    """The configuration with a vocabulary, and why that one: the dataset's, or a usual size where none is built."""
+    from data_pipeline.dataset import Dataset
+    from data_pipeline.errors import DataError
+
     if config.model.vocab_size is not None:
-        return config
-    return replace(config, model=replace(config.model, vocab_size=_VOCABULARY))
+        return config, f"vocabulary {config.model.vocab_size}: asked for by name"
+    path = config.data.entries[0].path
+    try:
+        size, reason = Dataset.open(path).vocab_size, f"that of dataset {path}"
+    except (DataError, OSError):
+        size, reason = _VOCABULARY, f"a usual size, since dataset {path} is not there to ask"
+    return replace(config, model=replace(config.model, vocab_size=size)), f"vocabulary {size}: {reason}"
 
 
 def _print(head: dict[str, Any], found: list[Any]) -> None:

@@ -416,7 +416,15 @@ def test_resumed_record_is_bit_equal_when_every_step_is_saved_while_batches_grow
     assert record_of(config) == record_of(grown)
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch_size", "stage"), [(1, 1, 1), (2, 1, 2), (2, 2, 3), (2, 1, 0)])
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch_size", "stage"),
+    [
+        (1, 1, 1),
+        (2, 1, 2),
+        pytest.param(2, 2, 3, marks=pytest.mark.slow),
+        pytest.param(2, 1, 0, marks=pytest.mark.slow),
+    ],
+)
 def test_batches_and_losses_agree_on_other_topologies_when_batches_grow(
     world_size: int, micro_batch_size: int, stage: int, grown: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:

@@ -59,8 +59,9 @@ def load_both(topology: Topology, cases: list[Case], directory: Path) -> dict[st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("world_size", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.parametrize("world_size", [1, 2])
 def test_every_stage_holds_bit_equal_state_when_the_checkpoint_has_the_older_names(
     world_size: int, name: str, tmp_path: Path
 ) -> None:

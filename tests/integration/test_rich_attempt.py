@@ -54,7 +54,9 @@ def test_resumed_record_is_bit_equal_when_every_step_is_saved_by_a_stop(
     assert record_of(config) == record_of(rich)
 
 
-@pytest.mark.parametrize(("world_size", "micro_batch_size", "stage"), [(2, 1, 2), (2, 2, 3)])
+@pytest.mark.parametrize(
+    ("world_size", "micro_batch_size", "stage"), [pytest.param(2, 1, 2, marks=pytest.mark.slow), (2, 2, 3)]
+)
 def test_losses_agree_on_other_topologies(
     world_size: int, micro_batch_size: int, stage: int, rich: RunConfig, dataset: Path, tmp_path: Path
 ) -> None:

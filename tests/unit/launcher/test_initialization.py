@@ -53,7 +53,9 @@ def load(tmp_path: Path, source: Path) -> Load:
     """Reads a configuration of a run that begins from the directory."""
 
     def load(*overrides: str, model: str = "", fresh: bool = False) -> RunConfig:
-        text = f"name: new\nstorage: {tmp_path / 'runs'}\ndata: {{dataset: a}}\nresources: {{workers: 1}}\n"
+        text = (
+            f"name: new\nstorage: {tmp_path / 'runs'}\ndata: {{dataset: a, seq_len: 64}}\nresources: {{workers: 1}}\n"
+        )
         (tmp_path / "c.yaml").write_text(f"{text}initialize_from: {source}\n{model}")
         return load_run_config(str(tmp_path / "c.yaml"), overrides, fresh=fresh)
 
