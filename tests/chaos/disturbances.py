@@ -24,6 +24,8 @@ from cluster.lease import EXPIRY_SECONDS
 
 _STOP_SECONDS = 120.0
 _STOPPED = 130
+_STOPS: tuple[Kind, ...] = ("sigterm", "sigint", "stop_job")
+"""What lets the run save and end by itself, and waits for that."""
 _BUSY = 75
 """EX_TEMPFAIL: another driver has the run."""
 _HOUR_SECONDS = 3600.0
@@ -73,15 +75,17 @@ def play(scenario: Scenario, stage: Stage, run: ChaosRun) -> None:
         here = gate
         what = f"{disturbance.moment}, from step {disturbance.from_step} on"
         run.wait_until(lambda here=here: gates.standing(here), what)  # type: ignore[misc]
-        if number + 1 < len(scenario.disturbances):
-            upcoming = scenario.disturbances[number + 1]
-            if upcoming.moment == "load":
-                run.wait_until(lambda: _has_checkpoint(run), "a published checkpoint, without which nothing is loaded")
-            gate = gates.shut(upcoming.moment, upcoming.from_step)
+        following = scenario.disturbances[number + 1 : number + 2]
+        if following and following[0].moment == "load":
+            run.wait_until(lambda: _has_checkpoint(run), "a published checkpoint, without which nothing is loaded")
+        if following and disturbance.kind not in _STOPS:
+            gate = gates.shut(following[0].moment, following[0].from_step)
         if disturbance.delay_ms:
             gates.open(here)
             time.sleep(disturbance.delay_ms / 1000)
         ACTS[disturbance.kind](Play(scenario, stage, run, disturbance, here))
+        if following and disturbance.kind in _STOPS:  # at a gate that was shut before, workers would never stop
+            gate = gates.shut(following[0].moment, following[0].from_step)
         gates.open(here)
     run.finish()
 
