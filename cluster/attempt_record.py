@@ -71,8 +71,11 @@ def time_fields(spent: Spent) -> dict[str, float]:
 
 
 def closing_fields(spent: Spent) -> dict[str, float]:
-    """The same of the seconds after an attempt's last train line, as the event of its end has them; zeros left out."""
-    rounded = ((key, round(seconds, 3)) for key, seconds in time_fields(spent).items())
+    """The same of the seconds after an attempt's last train line, as the event of its end has them; zeros left out.
+
+    To a microsecond, as goodput counts: figures rounded up to more would exceed the time that there was.
+    """
+    rounded = ((key, round(seconds, 6)) for key, seconds in time_fields(spent).items())
     return {key: seconds for key, seconds in rounded if seconds}
 
 
