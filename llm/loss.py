@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from llm.memory import LOSS_CHUNK_BYTES
+from llm.memory import loss_chunk_rows
 
 _IGNORED = -100
 
@@ -91,7 +91,7 @@ def linear_cross_entropy_sums(
     targets_BT: Tensor,
     loss_weights_BT: Tensor,
     rule: LossRule = PLAIN,
-    chunk_bytes: int = LOSS_CHUNK_BYTES,
+    chunk_rows: int | None = None,
 ) -> LossSums:
     """`cross_entropy_sums` of `rule.logits(hidden @ weight.T)`, without ever holding the logits of all positions.
 
@@ -105,11 +105,11 @@ def linear_cross_entropy_sums(
         targets_BT: int64 in [0, V); anything at all where the weight is 0.
         loss_weights_BT: Weight of each target; 0 leaves it out of all sums and out of the gradient.
         rule: What becomes of the products.
-        chunk_bytes: fp32 logits of one chunk; at least one row is taken.
+        chunk_rows: Positions of one chunk; None for `llm.memory.loss_chunk_rows`.
     """
     weights_N = loss_weights_BT.flatten().float()
     targets_N = targets_BT.flatten().masked_fill(weights_N == 0, 0)
-    rows = max(1, chunk_bytes // (4 * weight_VD.shape[0]))
+    rows = chunk_rows or loss_chunk_rows(*weight_VD.shape)
     if not torch.is_grad_enabled():  # the function itself cannot tell: parameters ask for gradients there too
         hidden_BTD, weight_VD = hidden_BTD.detach(), weight_VD.detach()
     hidden_ND = hidden_BTD.flatten(0, 1)

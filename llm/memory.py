@@ -16,9 +16,8 @@ Arithmetic = Literal["fp32", "bf16", "autocast"]
 """`bf16` computes and keeps everything in bf16; `autocast` computes products in bf16 over fp32 parameters and an fp32
 residual stream."""
 
-LOSS_CHUNK_BYTES = 64 << 20
-"""fp32 logits that the loss holds at a time: enough rows to keep a matrix product busy, and small beside the gradient
-of the output weight, which is V x D."""
+_LOSS_CHUNK_BYTES = 64 << 20
+_LOSS_CHUNK_SHARE = 4
 SHORT_ROW_TOKENS = 256
 """Rows up to this length get the bias of `sdpa` from `varlen` on the CPU: one call over the whole square costs no more
 there than the plain triangle, and rectangles would save little. See tests/bench/attention.py."""
@@ -81,19 +80,29 @@ class LossBytes:
         return self.kept + max(self.forward, self.backward)
 
 
-def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_bytes: int = LOSS_CHUNK_BYTES) -> LossBytes:
+def loss_chunk_rows(vocabulary: int, width: int) -> int:
+    """Positions whose logits the loss holds at a time, V and D given.
+
+    64 MiB of fp32 logits keep a matrix product busy. Each chunk also goes through the output weight twice and through
+    its gradient, V x D both, once for reading and once for writing; D/4 rows bear that, and their logits take a
+    quarter of what the gradient does.
+    """
+    return max(1, _LOSS_CHUNK_BYTES // (4 * vocabulary), width // _LOSS_CHUNK_SHARE)
+
+
+def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_rows: int | None = None) -> LossBytes:
     """Bytes that the loss of one micro-batch holds.
 
     Args:
         config: Shape of the model.
         batch: Size of the micro-batch and what computes it.
-        chunk_bytes: fp32 logits of one chunk; at least one row is taken.
+        chunk_rows: Positions of one chunk; None for `loss_chunk_rows`.
 
     Raises:
         ModelConfigError: vocab_size is still null.
     """
     weight = vocabulary_size(config) * config.hidden_size
-    rows = min(batch.tokens, max(1, chunk_bytes // (4 * vocabulary_size(config))))
+    rows = min(batch.tokens, chunk_rows or loss_chunk_rows(vocabulary_size(config), config.hidden_size))
     hidden = batch.tokens * config.hidden_size * batch.stream_bytes
     chunk = rows * vocabulary_size(config) * _chunk_bytes_per_logit(config, batch)
     if batch.arithmetic == "autocast":

@@ -36,10 +36,6 @@ def example(dtype: torch.dtype = torch.float32) -> Example:
     return hidden, weight, targets, weights
 
 
-def chunk_bytes(rows: int) -> int:
-    return 4 * VOCABULARY * rows
-
-
 def plain(
     hidden: torch.Tensor,
     weight: torch.Tensor,
@@ -60,7 +56,7 @@ def close(found: torch.Tensor, wanted: torch.Tensor) -> bool:
 @pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
 def test_sums_and_gradients_equal_those_over_all_logits(rule: LossRule, rows: int, dtype: torch.dtype) -> None:
     hidden, weight, targets, weights = example(dtype)
-    found = linear_cross_entropy_sums(hidden, weight, targets, weights, rule, chunk_bytes(rows))
+    found = linear_cross_entropy_sums(hidden, weight, targets, weights, rule, rows)
     wanted = plain(hidden, weight, targets, weights, rule)
     assert found.terms.keys() == wanted.terms.keys() == ({"z_loss"} if rule.z_loss else set())
     for name, term in found.terms.items():
@@ -94,7 +90,7 @@ def test_gradient_is_right_when_the_other_side_is_frozen(frozen: int) -> None:
     inputs = list(example())
     inputs[frozen] = inputs[frozen].detach()
     moving = inputs[1 - frozen]
-    (found,) = torch.autograd.grad(linear_cross_entropy_sums(*inputs, chunk_bytes=chunk_bytes(5)).objective_sum, moving)
+    (found,) = torch.autograd.grad(linear_cross_entropy_sums(*inputs, chunk_rows=5).objective_sum, moving)
     (wanted,) = torch.autograd.grad(plain(*inputs).objective_sum, moving)
     assert close(found, wanted)
 
@@ -123,7 +119,7 @@ def test_logits_of_all_positions_are_never_held() -> None:
     limit = 1 << 16
     with Largest() as largest:
         linear_cross_entropy_sums(
-            hidden, weight, targets, torch.ones(1, 4096), chunk_bytes=limit
+            hidden, weight, targets, torch.ones(1, 4096), chunk_rows=limit // (4 * len(weight))
         ).objective_sum.backward()
     assert 0 < largest.bytes <= limit  # all logits are 128 times as much
     assert weight.grad is not None
@@ -134,7 +130,7 @@ def test_no_gradients_are_made_when_none_are_wanted(mode: type[torch.no_grad]) -
     hidden, weight, targets, weights = example()
     limit = hidden.nbytes // 2
     with mode(), Largest() as largest:
-        found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_bytes=chunk_bytes(1))
+        found = linear_cross_entropy_sums(hidden, weight, targets, weights, chunk_rows=1)
     assert 0 < largest.bytes <= limit  # one row of logits; the gradients of both would be more
     assert found.loss_sum.item() == pytest.approx(plain(hidden, weight, targets, weights).loss_sum.item(), rel=1e-6)
 

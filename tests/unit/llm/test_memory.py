@@ -12,7 +12,7 @@ from torch.profiler import ProfilerActivity, profile
 from llm.config import ModelConfig
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossRule, LossSums, linear_cross_entropy_sums
-from llm.memory import Arithmetic, MicroBatch, kv_cache_bytes, loss_bytes
+from llm.memory import Arithmetic, MicroBatch, kv_cache_bytes, loss_bytes, loss_chunk_rows
 from llm.model_config import LayerType
 
 ROWS, WIDTH, VOCABULARY = 256, 64, 1000
@@ -35,7 +35,7 @@ def allocated(profiler: profile) -> tuple[int, int]:
     return peak, held
 
 
-def measured(arithmetic: Arithmetic, rule: LossRule, chunk_bytes: int) -> tuple[int, int]:
+def measured(arithmetic: Arithmetic, rule: LossRule, chunk_rows: int) -> tuple[int, int]:
     """Peaks of the forward and of the backward pass."""
     hidden = torch.randn(1, ROWS, WIDTH).to(DTYPE[arithmetic]).requires_grad_()
     weight = torch.randn(VOCABULARY, WIDTH).to(DTYPE[arithmetic]).requires_grad_()
@@ -43,7 +43,7 @@ def measured(arithmetic: Arithmetic, rule: LossRule, chunk_bytes: int) -> tuple[
 
     def loss() -> LossSums:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=arithmetic == "autocast"):
-            return linear_cross_entropy_sums(hidden, weight, targets, weights, rule, chunk_bytes)
+            return linear_cross_entropy_sums(hidden, weight, targets, weights, rule, chunk_rows)
 
     loss().objective_sum.backward()
     hidden.grad = weight.grad = None
@@ -71,10 +71,9 @@ def test_loss_holds_what_is_predicted_when_chunks_have_any_size(
 ) -> None:
     config = ModelConfig(vocab_size=VOCABULARY, hidden_size=WIDTH, num_attention_heads=4, **fields)  # type: ignore[arg-type]
     batch = MicroBatch(sequences=1, seq_len=ROWS, arithmetic=arithmetic, attention="sdpa")
-    chunk_bytes = 4 * VOCABULARY * rows
-    expected = loss_bytes(config, batch, chunk_bytes)
+    expected = loss_bytes(config, batch, rows)
     rule = LossRule(1 / config.logits_scaling, config.final_logit_softcapping)
-    forward, backward = measured(arithmetic, rule, chunk_bytes)
+    forward, backward = measured(arithmetic, rule, rows)
     hidden = ROWS * WIDTH * DTYPE[arithmetic].itemsize  # was there before
     assert expected.kept + expected.forward - hidden == pytest.approx(forward, rel=TOLERANCE)
     assert expected.backward == pytest.approx(backward, rel=TOLERANCE)
@@ -105,3 +104,12 @@ def test_cache_reaches_what_is_predicted_and_no_more_when_tokens_come_one_by_one
     each = list(grown(config, [1] * 100))
     assert all(held <= cache_bytes(config, seen) for seen, held in each)
     assert any(held == cache_bytes(config, seen) for seen, held in each[BLOCK:])
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "width", "rows"), [(8192, 256, 2048), (131_072, 256, 128), (131_072, 1024, 256), (1 << 30, 3, 1)]
+)
+def test_chunks_of_the_loss_have_rows_enough_for_products_and_for_passes_over_the_weight(
+    vocabulary: int, width: int, rows: int
+) -> None:
+    assert loss_chunk_rows(vocabulary, width) == rows
