@@ -28,7 +28,7 @@ class ParameterCount:
     norms: int
     """Scales and biases of all norms."""
     output: int
-    """Output projection, V * D; 0 when it is the embedding itself."""
+    """Output projection, V * D, or the head of another task; 0 when it is the embedding itself."""
     total: int
     """Sum of the parts, with tied embeddings counted once."""
     active: int
@@ -52,7 +52,7 @@ def vocabulary_size(config: ModelConfig) -> int:
 def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Shape of every distinct parameter by its name, in the order in which the module registers them.
 
-    With `tie_word_embeddings` there is no `lm_head.weight`.
+    With `tie_word_embeddings` there is no `lm_head.weight`; a head of another task is `score`, in its place.
 
     Raises:
         ModelConfigError: vocab_size is still null.
@@ -66,9 +66,20 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         for name, shape in _block_shapes(config).items():
             shapes[f"model.layers.{layer}.{name}"] = shape
     shapes.update(_norm_shapes("model.norm", config))
-    if not config.tie_word_embeddings:
+    if config.head is not None:
+        shapes.update(_linear_shapes("score", config.head.outputs, D, config.head.bias))
+    elif not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (V, D)
     return shapes
+
+
+def output_size(config: ModelConfig) -> int:
+    """Outputs of a position: the vocabulary size V, or what the head of another task has.
+
+    Raises:
+        ModelConfigError: vocab_size is still null.
+    """
+    return vocabulary_size(config) if config.head is None else config.head.outputs
 
 
 def parameter_parts(name: str, shape: Sequence[int], config: ModelConfig) -> dict[str, int]:
@@ -169,4 +180,4 @@ def _part_of(name: str) -> str:
         return "attention"
     if ".mlp." in name:
         return "feed_forward"
-    return "output" if name == "lm_head.weight" else "embedding"
+    return "output" if name.startswith(("lm_head.", "score.")) else "embedding"

@@ -85,7 +85,7 @@ def peak_bytes(
     casts = 0 if activation_checkpointing == "off" else L * _cast_bytes(config, batch)
     moments = [kept.total + loss.kept + max(loss.forward + casts, loss.backward)]
     # in the backward pass: ids, the gradient of the stream, and that of a tied weight, which waits for the embedding's
-    tied = vocabulary_size(config) if config.tie_word_embeddings else 0
+    tied = vocabulary_size(config) if config.tie_word_embeddings and config.head is None else 0
     in_layer = kept.layers + kept.recomputed + kept.shared + N * _ID_BYTES + (N + tied) * D * batch.stream_bytes
     moments.append(in_layer + _feed_forward_backward_bytes(config, batch))
     if batch.attention == "eager":

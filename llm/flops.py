@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, assert_never
 
-from llm.accounting import count_parameters, vocabulary_size
+from llm.accounting import count_parameters, output_size
 from llm.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ def forward_flops(config: ModelConfig, seq_len: int, sequences: int = 1) -> Pass
         visible_scores=4 * queries * sequences * visible,
         feed_forward=L * tokens * _feed_forward_flops(config),
         router=0 if config.num_experts is None else 2 * L * tokens * D * config.num_experts,
-        output=2 * tokens * D * vocabulary_size(config),
+        output=2 * tokens * D * output_size(config),
     )
 
 

@@ -65,7 +65,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class LossBytes:
-    """What `llm.loss.linear_cross_entropy_sums` holds."""
+    """What `llm.loss.linear_cross_entropy_sums` holds, or the head of another task."""
 
     kept: int
     """Both gradients, from the forward to the backward pass: of the hidden states, and of the output weight in fp32."""
@@ -101,9 +101,12 @@ def loss_bytes(config: ModelConfig, batch: MicroBatch, chunk_rows: int | None = 
     Raises:
         ModelConfigError: vocab_size is still null.
     """
+    hidden = batch.tokens * config.hidden_size * batch.stream_bytes
+    if config.head is not None:  # outputs, their logarithms and gradients in fp32, of all positions: a bound
+        outputs = 4 * batch.tokens * config.head.outputs
+        return LossBytes(kept=2 * outputs, forward=outputs, backward=hidden + 2 * outputs)
     weight = vocabulary_size(config) * config.hidden_size
     rows = min(batch.tokens, chunk_rows or loss_chunk_rows(vocabulary_size(config), config.hidden_size))
-    hidden = batch.tokens * config.hidden_size * batch.stream_bytes
     chunk = rows * vocabulary_size(config) * _chunk_bytes_per_logit(config, batch)
     if batch.arithmetic == "autocast":
         chunk += 2 * weight  # its bf16 form

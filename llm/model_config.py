@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from llm.head_config import HeadConfig
+
 STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
 AttentionName = Literal["auto", "eager", "sdpa", "varlen", "flex", "flash3", "flash4"]
 LayerType = Literal["full_attention", "sliding_attention"]
@@ -197,6 +199,9 @@ class ModelConfig:
     """Weight of the squared logarithm of the router's partition function (arXiv:2202.08906), likewise."""
     experts: Literal["auto", "eager", "grouped"] = "auto"
     """How experts are computed: `eager` one after another, `grouped` in one product of sorted tokens."""
+    head: HeadConfig | None = None
+    """What is predicted in place of the next token, as it follows from `task` and the dataset's labels: null in a
+    configuration."""
     initializer_range: float = 0.02
     """Standard deviation of initial weights."""
     depth_scaled_initialization: bool = True
@@ -209,8 +214,9 @@ class ModelConfig:
     @classmethod
     def from_json(cls, document: Mapping[str, Any]) -> ModelConfig:
         """The configuration that plain JSON values were made of; keys that their writer did not know at the default."""
-        scaling, types = document.get("rope_scaling"), document.get("layer_types")
+        scaling, types, head = (document.get(key) for key in ("rope_scaling", "layer_types", "head"))
         parts = {
+            "head": None if head is None else HeadConfig(**head),
             "rope_scaling": None if scaling is None else RopeScaling(**scaling),
             "layer_types": None if types is None else tuple(types),
         }

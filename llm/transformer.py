@@ -16,6 +16,7 @@ from llm.config import ModelConfig
 from llm.dropout import Dropout, drop, layer_keys
 from llm.errors import ModelInputError
 from llm.experts import RouterSums
+from llm.heads import TaskHead, task_head
 from llm.kv_cache import KeyValueCache
 from llm.layers import Block, Embedding, Surroundings, make_norm
 from llm.loss import EXPERT_LOAD, ROUTER_BALANCE, ROUTER_Z, LossRule, LossSums, linear_cross_entropy_sums
@@ -165,13 +166,16 @@ class OutputHead(nn.Module):
 
 
 class Transformer(nn.Module):
-    """A decoder language model. `llm.accounting.parameter_shapes` lists its parameters, left uninitialised.
+    """A decoder language model, or its trunk under the head of another task, its parameters left uninitialised.
+
+    `llm.accounting.parameter_shapes` lists them.
 
     Args:
         config: Shape of the model, with vocab_size known.
         attention: Name of a backend, already resolved (see `resolve_attention`).
         activation_checkpointing: What a training step keeps of each layer; changes memory and speed alone.
         z_loss: Coefficient of the squared log partition function, which is added to what is minimised.
+        label_smoothing: Of a head with classes; see `llm.heads.TaskHead`.
 
     Raises:
         ModelConfigError: vocab_size is still null.
@@ -184,12 +188,18 @@ class Transformer(nn.Module):
         attention: str,
         activation_checkpointing: ActivationCheckpointing = "off",
         z_loss: float = 0.0,
+        label_smoothing: float = 0.0,
     ) -> None:
         super().__init__()
         self.config = config
         self.rule = LossRule(1 / config.logits_scaling, config.final_logit_softcapping, z_loss)
         self.model = Decoder(config, attention_backend(attention), activation_checkpointing)
-        self.lm_head = None if config.tie_word_embeddings else OutputHead(config.hidden_size, vocabulary_size(config))
+        self.score: TaskHead | None = None
+        self.lm_head: OutputHead | None = None
+        if config.head is not None:
+            self.score = task_head(config.head, config.hidden_size, label_smoothing)
+        elif not config.tie_word_embeddings:
+            self.lm_head = OutputHead(config.hidden_size, vocabulary_size(config))
 
     def forward(
         self,
@@ -209,7 +219,7 @@ class Transformer(nn.Module):
 
         Args:
             tokens_BT: int64 token ids.
-            targets_BT: int64 ids of the tokens to predict.
+            targets_BT: int64 ids of the tokens to predict; under another head what that head takes.
             loss_weights_BT: Weight of each target; None means 1 for all.
             document_ids_BT: Equal integers for tokens of one document, which then see only each other.
             cache: Keys and values of earlier tokens, for generation.
@@ -219,7 +229,8 @@ class Transformer(nn.Module):
                 the model.
 
         Returns:
-            `LossSums` in fp32, or logits of shape (B, T or 1, V) in the dtype of the parameters.
+            `LossSums` in fp32, or logits of shape (B, T or 1, V) in the dtype of the parameters; of another head its
+            outputs, of shape (B, T or 1, C) in fp32.
 
         Raises:
             ModelInputError: Arguments that do not go together.
@@ -236,7 +247,10 @@ class Transformer(nn.Module):
         )
         if last_only:
             hidden_BTD = hidden_BTD[:, -1:]
-        if self.lm_head is None:
+        output: Tensor | LossSums
+        if self.score is not None:
+            output = self.score(hidden_BTD, targets_BT, loss_weights_BT)
+        elif self.lm_head is None:
             output = _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
         else:
             output = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
