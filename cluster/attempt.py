@@ -24,7 +24,7 @@ from cluster.initial_weights import beginning
 from cluster.process_clock import age_seconds
 from cluster.record.wandb_mirror import Status, WandbMirror
 from cluster.record.writer import RecordWriter
-from cluster.resolution import open_plan, resolve_layout, resolve_model
+from cluster.resolution import masks_documents, model_of_run, open_plan, resolve_layout
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory
 from cluster.storage.operations import storage_path
 from cluster.storage.retry import retried
@@ -32,7 +32,7 @@ from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, Stopwatch, train
-from data_pipeline.sequences import TrainingSequences
+from data_pipeline.examples import TrainingExamples, training_data
 from llm.compilation import compilation_seconds
 from llm.schedule import learning_rate
 
@@ -95,7 +95,7 @@ class Workshop:
 
         self.phase("opening the data")
         self.plan = open_plan(config)
-        self.model = resolve_model(config.model, self.plan.datasets[0].vocab_size)
+        self.model = model_of_run(config, self.plan.datasets[0])
         self.layout, self.resolved = resolve_layout(config, topology, surroundings.zero_stage)
 
         self.phase("building the model")
@@ -167,6 +167,7 @@ class _Attempt:
                 needed=lambda: () if self._late is None else self._late.kept_steps(),
             ),
         )
+        self._sequences = training_data(self._plan)
         self._feeder = self._make_feeder()
 
     def run(self) -> AttemptResult | None:
@@ -194,7 +195,9 @@ class _Attempt:
                     judge_loss=self._healer.judge_loss,
                     judge_gradients=self._healer.judge_gradients,
                     log=lambda report: self._write_row(
-                        "train", report.step, train_fields(report, config, self._shop.model, self._topology)
+                        "train", report.step, train_fields(
+                            report, config, self._shop.model, self._topology, self._tokens_through
+                        ),
                     ),
                     evaluate=self._evaluate,
                     record_evaluations=self._record_late,
@@ -263,8 +266,12 @@ class _Attempt:
         if self._record is not None:
             row = self._record.write_metrics(kind, step, fields)
             last = self._config.train.max_steps
-            max_tokens = self._plan.batch_sizes.through(last) * self._config.data.seq_len
+            max_tokens = self._tokens_through(last)
             self._shop.post({"type": kind, "max_steps": last, "max_tokens": max_tokens, **row})
+
+    def _tokens_through(self, step: int) -> int:
+        """Tokens of all sequences up to a step."""
+        return self._sequences.tokens_through(step, self._origin.decisions.skips)
 
     def _post_event(self, event: dict[str, Any]) -> None:
         self._shop.post({"type": "event", "attempt": self._attempt, **event})
@@ -338,10 +345,11 @@ class _Attempt:
     def _make_feeder(self) -> Feeder:
         return Feeder(
             lambda step: self._plan.batch_indices(step, self._origin.decisions.skips),
-            TrainingSequences(self._plan).read,
+            self._sequences.read,
+            self._sequences.lengths if isinstance(self._sequences, TrainingExamples) else None,
             topology=self._topology,
             micro_batch_size=self._config.train.micro_batch_size,
-            document_mask=self._config.data.document_mask,
+            document_mask=masks_documents(self._config.data),
             dropout_seed=self._config.seed if self._shop.model.has_dropout else None,
             first_step=self._step + 1,
             last_step=self._config.train.max_steps,

@@ -28,26 +28,33 @@ from llm.flops import flops_per_token, model_flops_utilization, peak_flops
 from llm.loss import EXPERT_LOAD
 
 
-def train_fields(report: StepReport, config: RunConfig, model: ModelConfig, topology: Topology) -> dict[str, Any]:
-    """Fields of a train line.
+def train_fields(
+    report: StepReport,
+    config: RunConfig,
+    model: ModelConfig,
+    topology: Topology,
+    tokens_through: Callable[[int], int],
+) -> dict[str, Any]:
+    """Fields of a train line; `tokens_through` gives the tokens of all batches up to a step.
 
     tokens/s counts the tokens of all workers over the time of the steps, waits for data, compilation, evaluation and
     saving left out; these are in `time/`, in seconds since the line before. It is null where nothing is left of that
     time, which a clock that was set while torch compiled can bring about. MFU is (6 N + 12 L d T) * tokens/s over the
     peak of all GPUs together; null where a peak is not known.
     """
-    sizes, seq_len = config.train.batch_sizes, config.data.seq_len
-    sequences = sizes.through(report.step) - sizes.through(report.step - report.steps)
+    seq_len, tokens = config.data.seq_len, tokens_through(report.step)
     training = report.spent.training
-    tokens_per_second = sequences * seq_len / training if training > 0 else None
+    tokens_per_second = None
+    if training > 0:
+        tokens_per_second = (tokens - tokens_through(report.step - report.steps)) / training
     peak = peak_flops(device_name(topology.device)) if topology.device.startswith("cuda") else None
     return {
         "train/loss": report.loss,
-        "train/perplexity": perplexity(report.loss),
+        **({"train/perplexity": perplexity(report.loss)} if model.head is None else {}),
         "train/grad_norm": report.gradient_norm,
         "train/learning_rate": report.learning_rate,
         **_term_fields(report.terms, model),
-        "train/tokens": sizes.through(report.step) * seq_len,
+        "train/tokens": tokens,
         "speed/tokens_per_second": tokens_per_second,
         "speed/mfu": None
         if tokens_per_second is None or peak is None
@@ -110,7 +117,13 @@ def manifest_run(
         "config": config_as_dict(config),
         "rng": {"seed": config.seed, "scheme": "initial values by name, order by position, samples by step"},
         "wandb_id": wandb_id,
+        **_labels(config, plan),
     }
+
+
+def _labels(config: RunConfig, plan: DataPlan) -> dict[str, Any]:
+    """What the model's outputs mean, where they are labels."""
+    return {LABELS: labels_as_dict(plan.datasets[0].labels)} if learns_labels(config.task) else {}
 
 
 def run_facts(
@@ -132,6 +145,7 @@ def run_facts(
         "config": config_as_dict(config),
         "model": {**asdict(model), "parameters": count_parameters(model).total},
         "data_plan": {"fingerprint": plan.fingerprint, **plan.describe()},
+        **_labels(config, plan),
         "datasets": [
             {
                 "name": dataset.name,

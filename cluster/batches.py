@@ -37,7 +37,11 @@ def micro_batch_count(global_batch_size: int, world_size: int, micro_batch_size:
 
 
 def rows_of_rank(
-    indices: npt.NDArray[np.int64], rank: int, world_size: int, micro_batch_size: int
+    indices: npt.NDArray[np.int64],
+    rank: int,
+    world_size: int,
+    micro_batch_size: int,
+    lengths: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
     """Rows of a global batch that one rank computes, filled up with padding.
 
@@ -46,13 +50,18 @@ def rows_of_rank(
         rank: This rank.
         world_size: Number of ranks; may be anything, also a number that does not divide B.
         micro_batch_size: Rows in one forward pass.
+        lengths: [B] tokens of each row, where they differ: rows of like length are then put together, to pad little,
+            and long ones are shared out over the ranks.
 
     Returns:
         [micro_batches, micro_batch_size] indices, -1 where there is no row. All ranks together hold each index once.
     """
     count = micro_batch_count(len(indices), world_size, micro_batch_size)
     rows = np.full(count * micro_batch_size, PADDING, dtype=np.int64)
-    mine = np.array_split(indices, world_size)[rank]
+    if lengths is None:
+        mine = np.array_split(indices, world_size)[rank]
+    else:
+        mine = indices[np.argsort(-lengths, kind="stable")][rank::world_size]
     rows[: len(mine)] = mine
     return rows.reshape(count, micro_batch_size)
 
@@ -66,7 +75,7 @@ def to_device(batch: Batch, device: str) -> MicroBatch:
 
     return MicroBatch(
         tokens=tensor(batch.tokens, torch.int64),
-        targets=tensor(batch.targets, torch.int64),
+        targets=tensor(batch.targets, torch.from_numpy(batch.targets[:0]).dtype),
         loss_weights=tensor(batch.loss_weights, torch.float32),
         document_ids=tensor(batch.document_ids, torch.int32),
     )
@@ -79,6 +88,7 @@ class Feeder:
         self,
         batch_indices: Callable[[int], npt.NDArray[np.int64]],
         read: Callable[[npt.NDArray[np.int64]], Batch],
+        lengths: Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]] | None = None,
         *,
         topology: Topology,
         micro_batch_size: int,
@@ -89,6 +99,7 @@ class Feeder:
     ) -> None:
         self._batch_indices = batch_indices
         self._read = read
+        self._lengths = lengths
         self._topology = topology
         self._micro_batch_size = micro_batch_size
         self._document_mask = document_mask
@@ -107,9 +118,9 @@ class Feeder:
 
     def batch(self, step: int) -> RankBatch:
         """Read one step's batch here and now."""
-        rows = rows_of_rank(
-            self._batch_indices(step), self._topology.rank, self._topology.world_size, self._micro_batch_size
-        )
+        indices, here = self._batch_indices(step), self._topology
+        lengths = None if self._lengths is None else self._lengths(indices)
+        rows = rows_of_rank(indices, here.rank, here.world_size, self._micro_batch_size, lengths)
         batches = [self._read(part) for part in rows]
         micro_batches = tuple(self._on_device(step, *each) for each in zip(batches, rows, strict=True))
         weight_sum = float(sum(part.loss_weights.sum(dtype=np.float64) for part in batches))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -35,6 +35,15 @@ class Collectives:
         box = [value]
         dist.broadcast_object_list(box, src=0, group=self._group)
         return box[0]
+
+    def to_main(self, value: Value) -> list[Value] | None:
+        """Every rank's value, in the order of ranks, on rank 0; None on the others."""
+        if self._alone:
+            return [value]
+        is_main = dist.get_rank() == 0
+        values: list[Value | None] | None = [None] * dist.get_world_size() if is_main else None
+        dist.gather_object(value, values, dst=0, group=self._group)
+        return cast("list[Value] | None", values)
 
     def first_error(self, error: str | None) -> str | None:
         """The error of the lowest rank that has one; None when no rank has."""

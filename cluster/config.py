@@ -12,6 +12,7 @@ from cluster.errors import StorageError
 from cluster.evaluation.config import EvaluationConfig
 from cluster.faults.config import FaultsConfig, HealingConfig
 from cluster.storage.object_path import ObjectPath
+from cluster.tasks import Task, check_task
 from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig, OptimizerConfig, ScheduleConfig
@@ -62,7 +63,13 @@ class TrainConfig:
     """Weight of the squared logarithm of the logits' partition function, which is added to what is minimised and
     logged apart (PaLM, arXiv:2204.02311, takes 1e-4). 0 for none."""
 
+    label_smoothing: float = 0.0
+    """Share of a label's probability that is spread over all classes in what is minimised (arXiv:1512.00567); the loss
+    that is logged is without it."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing is {self.label_smoothing}: it is a share, from 0 to under 1.")
         for name in ("max_steps", "global_batch_size", "micro_batch_size", "log_every_steps"):
             require_at_least_one(name, getattr(self, name))
         if not 0 <= self.z_loss_coefficient < math.inf:
@@ -236,8 +243,8 @@ class RunConfig:
 
     name: str
     """Name of the run; its directory is storage/name."""
-    task: Literal["pretrain"] = "pretrain"
-    """What is learned."""
+    task: Task = "pretrain"
+    """What is learned: the next token (`pretrain`), or the labels of documents or of their words."""
     initialize_from: str | None = None
     """A run, a checkpoint (RUN/checkpoints/step-...) or a Hugging Face directory whose weights the run begins with, its
     optimizer fresh; what is not stated of `model` is taken from there. Null: random weights."""
@@ -279,6 +286,7 @@ class RunConfig:
                 f"name is {self.name!r}: it becomes a directory, so it takes letters, digits, '.', '_' and '-', "
                 "begins with a letter or digit and has at most 128 of them."
             )
+        check_task(self)
         if self.depth is not None:
             self._check_depth(self.depth)
         if "://" in self.storage:

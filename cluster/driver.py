@@ -27,7 +27,7 @@ from cluster.on_ray.session import Desk, Listener, train_on_ray
 from cluster.record.logs import METRICS_NAME, EventsLog, read_lines
 from cluster.record.post_mortem import write_post_mortem
 from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
-from cluster.resolution import open_plan, resolve_model
+from cluster.resolution import model_of_run, open_plan
 from cluster.resume import check_plan, check_resume
 from cluster.run_directory import (
     PUBLISHED_STEP,
@@ -300,7 +300,7 @@ def _open_plan(config: RunConfig, facts: Mapping[str, Any]) -> DataPlan:
     plan = open_plan(config)
     plan.check_steps(config.train.max_steps, Decisions.of(facts, config.healing).skips)
     check_vocabulary(config, plan.datasets[0].vocab_size)
-    resolve_model(config.model, plan.datasets[0].vocab_size)
+    model_of_run(config, plan.datasets[0])
     require_something_to_evaluate(config, plan.datasets)
     return plan
 
@@ -349,9 +349,10 @@ def _tracking(config: RunConfig, launch: Launch, record: RunDirectory) -> Tracki
 def _outcome(directory: StoragePath, plan: DataPlan, step: int, status: str, *, trained_now: bool) -> RunOutcome:
     """How the run stands, as far as its storage tells: what it holds was durable before it ended."""
 
-    def read_validation() -> dict[str, float]:
+    def read_validation() -> dict[str, dict[str, float | None]]:
         rows = read_lines(directory / METRICS_NAME)
-        return {row["name"]: row["eval/perplexity"] for row in rows if row["kind"] == "eval"}
+        told = (row for row in rows if row["kind"] == "eval")
+        return {row["name"]: {key: row[key] for key in row if key.startswith("eval/")} for row in told}
 
     def account() -> tuple[TrainingLedger, ...]:
         manifest = find_checkpoint(directory).manifest if list_checkpoints(directory) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -28,6 +28,7 @@ from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, storage_path
 from cluster.storage.retry import retried
+from cluster.tasks import head_in
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -72,7 +73,8 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     assert info.manifest is not None
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
-    model = read_model(info, resolve_model(ModelConfig.from_json(run["config"]["model"]), tokenizer.vocab_size), device)
+    shape = replace(ModelConfig.from_json(run["config"]["model"]), head=head_in(run))
+    model = read_model(info, resolve_model(shape, tokenizer.vocab_size), device)
     data = run["config"]["data"]
     return LoadedModel(
         model=model.to(device).eval(),

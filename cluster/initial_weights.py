@@ -21,7 +21,7 @@ from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.continuation import Beginning, agreed_damage
-from cluster.engines.initial_state import InitialState, WeightsByName, WeightsOf
+from cluster.engines.initial_state import InitialState, WeightsByName, WeightsOf, WithFreshHead
 from cluster.engines.protocol import StateSource
 from cluster.errors import RunNotFoundError, RunRefusedError
 from cluster.resolution import resolve_model, trained_model
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 INITIALIZED_FROM = "initialized_from"
 """Key in run.json and in the event `started`."""
 _MAY_DIFFER = (
+    "head",
     "embedding_dropout",
     "attention_dropout",
     "residual_dropout",
@@ -250,7 +251,11 @@ def beginning(
         )
     lineage = weights.lineage(config.initialize_from)
     logger.info("beginning with the weights of %s", weights.directory)
-    return Beginning(_state(weights, topology, collectives), lineage)
+    state = _state(weights, topology, collectives)
+    if model.head is not None:
+        state = WithFreshHead(state, InitialState(model, config.seed))
+        logger.info("the head is new: its values follow from the seed")
+    return Beginning(state, lineage)
 
 
 def _state(weights: InitialWeights, topology: Topology, collectives: Collectives) -> StateSource:

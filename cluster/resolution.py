@@ -10,8 +10,10 @@ import torch
 from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
+from cluster.tasks import head_in, head_of, learns_labels
 from cluster.topology import Layout, Topology, resolve_precision
 from cluster.versions import library_versions
+from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
 from llm.attention import resolve_attention
@@ -41,8 +43,8 @@ def open_plan(config: RunConfig) -> DataPlan:
 
 
 def trained_model(manifest: Manifest) -> ModelConfig:
-    """The model whose weights a checkpoint holds, its vocabulary as large as the embedding there."""
-    model = ModelConfig.from_json(manifest.run["config"]["model"])
+    """The model whose weights a checkpoint holds: its vocabulary as large as the embedding there, its task's head."""
+    model = replace(ModelConfig.from_json(manifest.run["config"]["model"]), head=head_in(manifest.run))
     embedded = manifest.pieces[_EMBEDDING][0].shape[0]
     return model if model.vocab_size is not None else replace(model, vocab_size=embedded)
 
@@ -59,6 +61,31 @@ def resolve_model(model: ModelConfig, vocab_size: int) -> ModelConfig:
             "without an embedding cannot be read. Leave model.vocab_size out, or raise it."
         )
     return model if model.vocab_size is not None else replace(model, vocab_size=vocab_size)
+
+
+def model_of_run(config: RunConfig, dataset: Dataset) -> ModelConfig:
+    """The model that a run trains: the tokenizer's size and the head of its task put in.
+
+    Args:
+        config: The run.
+        dataset: Its first; the others have the same tokenizer and labels.
+
+    Raises:
+        RunRefusedError: The configuration names a smaller vocabulary, or the dataset has other labels than it needs.
+        data_pipeline.errors.DatasetError: It has none.
+    """
+    model = resolve_model(config.model, dataset.vocab_size)
+    if not learns_labels(config.task):
+        return model
+    try:
+        return replace(model, head=head_of(config.task, dataset.labels))
+    except ValueError as error:
+        raise RunRefusedError(f"{dataset.directory}: {error}") from error
+
+
+def masks_documents(data: DataConfig) -> bool:
+    """Whether rows hold documents that must not see each other."""
+    return data.document_mask and data.packing == "stream"
 
 
 def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None) -> tuple[Layout, list[str]]:
@@ -79,7 +106,7 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
     needs = attention_needs(
         config.model,
         topology.device,
-        documents=config.data.document_mask,
+        documents=masks_documents(config.data),
         training=True,
         dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
     )

@@ -127,6 +127,8 @@ def build_digest(config: DataBuildConfig) -> str:
     document["tokenizer"]["path"] = None if config.tokenizer.path is None else "given"
     for source in document["sources"]:
         del source["path"]
+    if config.labels is None:  # not named, so that datasets of before there were any are still known
+        del document["labels"]
     return digest({"build_version": BUILD_VERSION, "config": document})
 
 
@@ -224,7 +226,7 @@ def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, enc
     return Manifest(
         schema_version=SCHEMA_VERSION,
         name=config.name,
-        fingerprint=fingerprint_of(tokenizer.hash, encoded.splits),
+        fingerprint=fingerprint_of(tokenizer.hash, encoded.splits, encoded.labels),
         tokenizer_hash=tokenizer.hash,
         vocab_size=tokenizer.vocab_size,
         bos_id=tokenizer.bos_id,
@@ -236,6 +238,7 @@ def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, enc
         ledger=encoded.ledger,
         sources=encoded.sources,
         shards=encoded.shards,
+        labels=encoded.labels,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from data_pipeline.config import CleaningConfig
 from data_pipeline.errors import CorpusError
-from data_pipeline.readers import RawDocument
+from data_pipeline.readers import RawDocument, Word, joined
 
 DROP_REASONS = ("empty", "too_short", "invalid_utf8")
 
@@ -22,6 +22,8 @@ class Cleaned:
 
     text: str | None
     reason: str | None
+    words: tuple[Word, ...] | None = None
+    """Of a document whose words have labels: normalised one by one."""
 
 
 def clean(document: RawDocument, config: CleaningConfig) -> Cleaned:
@@ -48,13 +50,16 @@ def clean(document: RawDocument, config: CleaningConfig) -> Cleaned:
             f"(0x{document.data[error.start]:02x}, {error.reason}). Convert it to UTF-8, or set "
             "cleaning.invalid_utf8 to `drop` to leave such documents out."
         ) from error
-    text = normalise(text, config)
+    words = document.words
+    if words is not None:
+        words = tuple(Word(normalise(word.text, config), word.space_after) for word in words)
+    text = normalise(text, config) if words is None else joined(words)
     stripped = text.strip()
     if not stripped:
         return Cleaned(None, "empty")
     if len(stripped) < config.min_characters:
         return Cleaned(None, "too_short")
-    return Cleaned(text, None)
+    return Cleaned(text, None, words)
 
 
 def normalise(text: str, config: CleaningConfig) -> str:

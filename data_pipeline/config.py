@@ -6,12 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
+from data_pipeline.label_config import STRICT, LabelsConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """One corpus: a file, a directory or a glob pattern of text or JSON-lines files, gzipped or not."""
+    """One corpus: a file, a directory or a glob pattern of files of one format, gzipped or not."""
 
     __pydantic_config__ = STRICT
 
@@ -19,12 +19,13 @@ class SourceConfig:
     """Label that every document of this source carries."""
     path: str
     """File, directory (read recursively) or glob pattern."""
-    format: Literal["auto", "text", "jsonl"] = "auto"
-    """`auto` goes by the ending: .txt, .md, .text are text; .jsonl, .ndjson JSON lines (.gz allowed)."""
+    format: Literal["auto", "text", "jsonl", "csv", "parquet", "conllu"] = "auto"
+    """`auto` goes by the ending: .txt, .md, .text are text; .jsonl, .ndjson JSON lines; .csv, .tsv, .parquet tables;
+    .conllu tagged sentences (.gz allowed, but of Parquet). Of a directory it reads text and JSON lines alone."""
     text_field: str = "text"
-    """Key of the document's text in a JSON line."""
+    """Key of the document's text in a JSON line, or column of a table; of its words where each has a label."""
     id_field: str | None = None
-    """Key of the document's name in a JSON line; null names documents by file and line."""
+    """Key or column of the document's name; null names documents by file and line, in CoNLL-U by `sent_id`."""
     document_separator: str | None = None
     """Regular expression (multi-line mode): text is cut before each match. Null: one file, one document."""
 
@@ -112,6 +113,8 @@ class DataBuildConfig:
     """The SentencePiece model."""
     cleaning: CleaningConfig = field(default_factory=CleaningConfig)
     """Normalisation and drops."""
+    labels: LabelsConfig | None = None
+    """What documents are labelled with, for fine-tuning. Null: nothing."""
     validation_fraction: float = 0.01
     """Share of documents, by hash of their normalised content, held out for validation."""
     shard_tokens: int = 100_000_000
@@ -179,8 +182,12 @@ class DataConfig:
     """Tokens T in one sequence."""
     document_mask: bool = True
     """Keep attention and targets within a document; false lets them cross."""
-    packing: Literal["stream"] = "stream"
-    """Sequences are cut from the stream of documents at stride seq_len: each token is a target once."""
+    packing: Literal["stream", "documents"] = "stream"
+    """`stream`: sequences are cut from the stream of documents at stride seq_len, each token is a target once.
+    `documents`: each document is a sequence, cut at seq_len, for tasks that judge documents."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """What a label counts in the loss: 1, or, `balanced`, labels / (classes x labels of its class), so that all classes
+    count alike."""
     stages: tuple[StageConfig, ...] = ()
     """Mixtures for the first stretches of training; after the last stage the datasets' own weights hold."""
     shuffle_window_blocks: int | None = None
@@ -195,6 +202,11 @@ class DataConfig:
         for name in ("seq_len", "shuffle_block_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be above 0.")
+        if self.class_weights != "none" and self.packing != "documents":
+            raise ValueError(
+                f"class_weights is {self.class_weights} and packing {self.packing}: a stream of text has no classes. "
+                "Leave class_weights out."
+            )
         if self.begins_after_step < 0:
             raise ValueError(f"begins_after_step is {self.begins_after_step}: it is a count of steps, 0 for a new run.")
         if self.shuffle_window_blocks is not None and self.shuffle_window_blocks < 1:

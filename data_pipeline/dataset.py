@@ -11,7 +11,8 @@ import numpy as np
 import xxhash
 
 from data_pipeline.errors import DatasetDamagedError, DatasetError
-from data_pipeline.manifest import SPLITS, TOKENIZER_FILE, Manifest
+from data_pipeline.labels import labels_hash
+from data_pipeline.manifest import SPLITS, TOKENIZER_FILE, LabelsRecord, Manifest
 from data_pipeline.publish import BLOCK_BYTES
 from data_pipeline.shards import locate_segments
 from data_pipeline.stream import TokenStream
@@ -65,6 +66,21 @@ class Dataset:
     def vocab_size(self) -> int:
         """Pieces of the tokenizer."""
         return self.manifest.vocab_size
+
+    @property
+    def labels(self) -> LabelsRecord:
+        """What its documents are labelled with.
+
+        Raises:
+            DatasetError: Nothing.
+        """
+        labels = self.manifest.labels
+        if labels is None:
+            raise DatasetError(
+                f"{self.directory} has no labels, and this task learns them. Build it with `labels: {{kind: …, field: "
+                "…}` in its data config, or use another dataset."
+            )
+        return labels
 
     def split(self, name: str) -> TokenStream:
         """Returns the token stream `train` or `validation`."""
@@ -132,11 +148,22 @@ class Dataset:
                 )
             documents += len(begins)
             whole.update(tokens.data)
+        if self.manifest.labels is not None:
+            self._verify_labels(stream, self.manifest.labels)
         if (documents, whole.hexdigest()) != (record.documents, record.tokens_hash):
             raise DatasetDamagedError(
                 f"{self.directory}: the {stream.split} split holds {documents} documents with token hash "
                 f"{whole.hexdigest()}, the manifest says {record.documents} and {record.tokens_hash}. "
                 f"{_REBUILD}"
+            )
+
+    def _verify_labels(self, stream: TokenStream, labels: LabelsRecord) -> None:
+        """Labels are inside the files whose every byte was hashed: that they are those of the build is left to ask."""
+        found = labels_hash(stream.labels(labels.kind), labels.kind)
+        if found != labels.hashes[stream.split]:
+            raise DatasetDamagedError(
+                f"{self.directory}: the labels of the {stream.split} split have the hash {found}, the manifest says "
+                f"{labels.hashes[stream.split]}. {_REBUILD}"
             )
 
     def stats(self) -> dict[str, Any]:
@@ -155,7 +182,13 @@ class Dataset:
             "build_ledger_by_source": {source.name: asdict(source.ledger) for source in manifest.sources},
             "bytes_per_token": manifest.ledger.bytes_kept / manifest.tokens if manifest.tokens else None,
             "document_length_histogram": length_histogram(lengths),
+            **({} if manifest.labels is None else {"labels": _told(manifest.labels)}),
         }
+
+
+def _told(labels: LabelsRecord) -> dict[str, Any]:
+    counts = {split: dict(zip(labels.names, each, strict=True)) for split, each in labels.counts.items()}
+    return {"kind": labels.kind, **({"counts": counts} if labels.names else {})}
 
 
 def length_histogram(lengths: Any) -> list[dict[str, int]]:

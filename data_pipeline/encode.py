@@ -13,7 +13,8 @@ import xxhash
 
 from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
-from data_pipeline.manifest import SPLITS, BuildLedger, ShardRecord, SourceRecord, SplitRecord
+from data_pipeline.labels import NO_LABEL, LabelCounts, LabelMap, LabelsHash, label_field
+from data_pipeline.manifest import SPLITS, BuildLedger, LabelsRecord, ShardRecord, SourceRecord, SplitRecord
 from data_pipeline.shards import ShardWriter, token_dtype
 from data_pipeline.survey import (
     CleanDocument,
@@ -39,12 +40,15 @@ class EncodedDataset:
     ledger: BuildLedger
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
+    labels: LabelsRecord | None
 
 
 class SplitWriter:
     """Writes the documents of one split to shards."""
 
-    def __init__(self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+    def __init__(
+        self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int, labels: LabelMap | None = None
+    ) -> None:
         self.split = split
         self.documents = 0
         self.tokens = 0
@@ -53,20 +57,43 @@ class SplitWriter:
         self._working = working
         self._dtype = dtype
         self._shard_tokens = shard_tokens
+        self.label_counts = LabelCounts()
+        self.labels_hash = LabelsHash()
+        self._label_map = labels
         self._writer: ShardWriter | None = None
         self._hash = xxhash.xxh3_128()
 
-    def add(self, document: CleanDocument, tokens: npt.NDArray[Any]) -> None:
-        """Appends a document with its BOS and EOS."""
+    def add(self, document: CleanDocument, tokens: npt.NDArray[Any], last_pieces: list[int] | None = None) -> None:
+        """Appends a document with its BOS and EOS.
+
+        Args:
+            document: What it is.
+            tokens: Of its text, framed.
+            last_pieces: Where each word ends in them, if words have labels: a causal model has read it there.
+        """
+        field = None if self._label_map is None else label_field(self._label_map.kind)
         if self._writer is None:
-            self._writer = ShardWriter(self._working / self._file, self._dtype)
-        self._writer.add(tokens, document.document_id, document.source, document.size_bytes)
+            self._writer = ShardWriter(self._working / self._file, self._dtype, field)
+        label = None if self._label_map is None else self._label(self._label_map, document, len(tokens), last_pieces)
+        self._writer.add(tokens, document.document_id, document.source, document.size_bytes, label)
         self._hash.update(tokens.data)
         self.documents += 1
         self.tokens += len(tokens)
         self.utf8_bytes += document.size_bytes
         if self._writer.tokens >= self._shard_tokens:
             self._finish_shard()
+
+    def _label(self, names: LabelMap, document: CleanDocument, length: int, last_pieces: list[int] | None) -> Any:
+        """What stands in the label's column, counted and hashed."""
+        assert document.label is not None
+        self.label_counts.add(document.label)
+        number = names.number(document.label)
+        if last_pieces is not None:
+            placed = np.full(length, NO_LABEL, dtype=np.int32)
+            placed[last_pieces] = number
+            number = placed.tolist()
+        self.labels_hash.add(number)
+        return number
 
     def finish(self) -> SplitRecord:
         """Closes the last shard and describes the split."""
@@ -107,18 +134,19 @@ def encode_corpus(
         CorpusError: The corpora changed since the survey.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    writers = {split: SplitWriter(split, working, dtype, config.shard_tokens) for split in SPLITS}
+    labels = None if config.labels is None else LabelMap(config.labels.kind, survey.label_names)
+    writers = {split: SplitWriter(split, working, dtype, config.shard_tokens, labels) for split in SPLITS}
     reporter = ProgressReporter(progress, "encoding", survey.ledger.bytes_kept)
     content, sources = ContentDigest(), []
     try:
         for source in config.sources:
             counts, tokens = LedgerCounts(), dict.fromkeys(SPLITS, 0)
             for group in _groups(source, config, counts):
-                encoded = tokenizer.encode_batch([document.text for document in group], threads)
-                for document, ids in zip(group, encoded, strict=True):
+                encoded = _encode(group, tokenizer, threads)
+                for document, (ids, last_pieces) in zip(group, encoded, strict=True):
                     framed = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
                     split = survey.split_of(document)
-                    writers[split].add(document, framed)
+                    writers[split].add(document, framed, last_pieces)
                     counts.kept(document.size_bytes)
                     tokens[split] += len(framed)
                     content.add(document)
@@ -136,7 +164,44 @@ def encode_corpus(
             "Run the build again when the files are at rest."
         )
     shards = tuple(shard for writer in writers.values() for shard in writer.shards)
-    return EncodedDataset(splits, summed([record.ledger for record in sources]), tuple(sources), shards)
+    labelled = None if labels is None else _labels_record(labels, writers)
+    return EncodedDataset(splits, summed([record.ledger for record in sources]), tuple(sources), shards, labelled)
+
+
+def _labels_record(labels: LabelMap, writers: dict[str, SplitWriter]) -> LabelsRecord:
+    return LabelsRecord(
+        kind=labels.kind,
+        names=labels.names,
+        counts={split: writer.label_counts.of(labels.names) for split, writer in writers.items()},
+        hashes={split: writer.labels_hash.hexdigest() for split, writer in writers.items()},
+    )
+
+
+def _encode(
+    group: list[CleanDocument], tokenizer: Tokenizer, threads: int
+) -> list[tuple[npt.NDArray[Any], list[int] | None]]:
+    """Tokens of each document, and the last one of each of its words, counted with BOS before them."""
+    if group[0].words is None:
+        return [(ids, None) for ids in tokenizer.encode_batch([document.text for document in group], threads)]
+    return [_encode_words(document, tokenizer, threads) for document in group]
+
+
+def _encode_words(document: CleanDocument, tokenizer: Tokenizer, threads: int) -> tuple[npt.NDArray[Any], list[int]]:
+    """Each word by itself, so that no piece belongs to two of them."""
+    assert document.words is not None
+    before = [False, *(word.space_after for word in document.words[:-1])]
+    spelled = [
+        " " + word.text if space and not tokenizer.adds_space else word.text
+        for word, space in zip(document.words, before, strict=True)
+    ]
+    encoded = tokenizer.encode_batch(spelled, threads)
+    for word, ids in zip(document.words, encoded, strict=True):
+        if not len(ids):
+            raise CorpusError(
+                f"Source {document.source!r}: the word {word.text!r} of {document.document_id} gives no token, so that "
+                "its label has no place. Mend or remove it."
+            )
+    return np.concatenate(encoded), np.cumsum([len(ids) for ids in encoded]).tolist()
 
 
 def _groups(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[list[CleanDocument]]:

@@ -108,6 +108,20 @@ class SourceRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LabelsRecord:
+    """What the documents of a dataset are labelled with."""
+
+    kind: str
+    """See `data_pipeline.label_config.LabelsConfig`."""
+    names: tuple[str, ...]
+    """Classes, in the order of the model's outputs; none of numbers."""
+    counts: dict[str, tuple[int, ...]]
+    """By split, how many documents, or words, have each class."""
+    hashes: dict[str, str]
+    """By split, xxh3_128 of its labels in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """Content of manifest.json."""
 
@@ -130,6 +144,8 @@ class Manifest:
     ledger: BuildLedger
     sources: tuple[SourceRecord, ...]
     shards: tuple[ShardRecord, ...]
+    labels: LabelsRecord | None = None
+    """Of a dataset to fine-tune on."""
 
     @property
     def tokens(self) -> int:
@@ -138,7 +154,10 @@ class Manifest:
 
     def to_bytes(self) -> bytes:
         """Spells the manifest with its checksum."""
-        return seal(dataclasses.asdict(self))
+        document = dataclasses.asdict(self)
+        if self.labels is None:  # not named, so that manifests without labels are what they were before there were any
+            del document["labels"]
+        return seal(document)
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -210,22 +229,24 @@ class Manifest:
             return "the splits' documents are not the documents kept"
         if sum(split.utf8_bytes for split in self.splits.values()) != self.ledger.bytes_kept:
             return "the splits' bytes are not the bytes kept"
-        if self.fingerprint != fingerprint_of(self.tokenizer_hash, self.splits):
-            return "the fingerprint is not that of its tokenizer and splits"
+        if self.fingerprint != fingerprint_of(self.tokenizer_hash, self.splits, self.labels):
+            return "the fingerprint is not that of its tokenizer, splits and labels"
         return None
 
 
-def fingerprint_of(tokenizer_hash: str, splits: Mapping[str, SplitRecord]) -> str:
-    """Returns the identity of a dataset's content: tokenizer and token streams, not shards or names."""
+def fingerprint_of(tokenizer_hash: str, splits: Mapping[str, SplitRecord], labels: LabelsRecord | None = None) -> str:
+    """Returns the identity of a dataset's content: tokenizer, token streams and labels, not shards or names."""
     streams = {name: [split.tokens, split.documents, split.tokens_hash] for name, split in splits.items()}
-    return digest({"tokenizer": tokenizer_hash, "splits": streams})
+    labelled = {} if labels is None else {"labels": [labels.kind, list(labels.names), labels.hashes]}
+    return digest({"tokenizer": tokenizer_hash, "splits": streams, **labelled})
 
 
 def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
-    """Builds a record class from JSON, nested ones included; refuses missing and unknown keys."""
+    """Builds a record class from JSON, nested ones included; refuses unknown keys, and missing ones without default."""
     hints = get_type_hints(kind)
-    if set(hints) != set(document):
-        raise KeyError(f"{kind.__name__}: {sorted(set(hints) ^ set(document))}")
+    defaults = {key for key in hints if hasattr(kind, key)}
+    if wrong := (set(hints) ^ set(document)) - (defaults - set(document)):
+        raise KeyError(f"{kind.__name__}: {sorted(wrong)}")
     nested: dict[str, Any] = {
         "segments": SegmentRecord,
         "shards": ShardRecord,
@@ -237,6 +258,12 @@ def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
             values[key] = tuple(_record(nested[key], item) for item in value)
         elif key == "splits":
             values[key] = {name: _record(SplitRecord, item) for name, item in value.items()}
+        elif key == "labels":
+            values[key] = _record(LabelsRecord, value)
+        elif key == "names":
+            values[key] = tuple(str(item) for item in value)
+        elif key == "counts":
+            values[key] = {split: tuple(int(count) for count in counts) for split, counts in value.items()}
         elif hints[key] is BuildLedger:
             values[key] = _record(BuildLedger, value)
         elif key == "blocks":

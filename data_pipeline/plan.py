@@ -19,6 +19,7 @@ from data_pipeline.skip_ledger import SkipLedger
 
 Int64Array = npt.NDArray[np.int64]
 
+_LOOKED_UP = 1 << 20  # sequences at a time
 ORDER_VERSION = 1
 """Raised by every change of code that alters the order of sequences."""
 
@@ -41,7 +42,8 @@ class TrainingLedger:
     """Tokens that were targets in this epoch."""
     not_yet_used_tokens: int
     tail_tokens: int
-    """The stream's first token, which nothing predicts, and its end, too short for a row."""
+    """The stream's first token, which nothing predicts, and its end, too short for a row; where each document is a
+    sequence, what is cut off those that are too long."""
     skipped_tokens: int
     """Left out by healing in this epoch."""
 
@@ -89,7 +91,9 @@ class DataPlan:
             raise OrderError(f"global_batch_size is {global_batch_size}, and must be at least 1 sequence.")
         self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
         _check_tokenizers(self.datasets)
-        self.rows = _rows(self.datasets, config.seq_len)
+        if config.packing == "documents":
+            _check_labels(self.datasets)
+        self.rows = _rows(self.datasets, config)
         """Sequences in one epoch of each dataset."""
         weights = [
             float(rows if entry.weight is None else entry.weight)
@@ -112,7 +116,12 @@ class DataPlan:
         config = self.config
         warmup = [[stage.until_step, stage.global_batch_size] for stage in self.batch_sizes.warmup]
         # What is not used is not named, so that plans from before there was such a thing keep their fingerprints.
-        used = {"batch_size_warmup": warmup, "begins_after_step": config.begins_after_step}
+        weights = None if config.class_weights == "none" else config.class_weights
+        used = {
+            "batch_size_warmup": warmup,
+            "begins_after_step": config.begins_after_step,
+            "class_weights": weights,
+        }
         return {
             "order_version": ORDER_VERSION,
             "tokenizer": self.datasets[0].tokenizer_hash,
@@ -178,10 +187,16 @@ class DataPlan:
             if start < position:
                 begin, end = self.order.consumed(start), self.order.consumed(min(stop, position))
                 skipped += np.maximum(end, floors) - np.maximum(begin, floors)
-        ledgers = tuple(
-            self._ledger(number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number]))
-            for number in range(len(self.rows))
-        )
+        if self.config.packing == "documents":
+            ledgers = tuple(
+                self._ledger_of_documents(number, position, int(floors[number]) // self.rows[number], skips)
+                for number in range(len(self.rows))
+            )
+        else:
+            ledgers = tuple(
+                self._ledger(number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number]))
+                for number in range(len(self.rows))
+            )
         for entry in ledgers:
             if problem := entry.problem():
                 raise OrderError(
@@ -215,6 +230,33 @@ class DataPlan:
             skipped_tokens=skipped * length,
         )
 
+    def _ledger_of_documents(self, number: int, position: int, epoch: int, skips: SkipLedger) -> TrainingLedger:
+        """Documents differ in length, so those of the epoch are looked up; what is cut off them is the tail."""
+        dataset, limit = self.datasets[number], self.config.seq_len
+        whole = dataset.split("train").document_lengths()
+        lengths = np.minimum(whole, limit)
+        trained = skipped = met = 0
+        for start in range(0, position, _LOOKED_UP):
+            indices = np.arange(start, min(start + _LOOKED_UP, position), dtype=np.int64)
+            source, row, epochs = self.order.locate(indices)
+            mine = (source == number) & (epochs == epoch)
+            left_out = skips.contains(indices[mine])
+            tokens = lengths[row[mine]]
+            met += len(tokens)
+            trained += int(tokens[~left_out].sum())
+            skipped += int(tokens[left_out].sum())
+        return TrainingLedger(
+            dataset=dataset.name,
+            dataset_tokens=dataset.manifest.tokens,
+            train_tokens=int(whole.sum()),
+            validation_tokens=dataset.split("validation").tokens,
+            completed_epochs=epoch + (met == self.rows[number]),
+            trained_tokens=trained,
+            not_yet_used_tokens=int(lengths.sum()) - trained - skipped,
+            tail_tokens=int((whole - lengths).sum()),
+            skipped_tokens=skipped,
+        )
+
 
 def _check_tokenizers(datasets: Sequence[Dataset]) -> None:
     first = datasets[0]
@@ -228,7 +270,27 @@ def _check_tokenizers(datasets: Sequence[Dataset]) -> None:
             )
 
 
-def _rows(datasets: Sequence[Dataset], seq_len: int) -> tuple[int, ...]:
+def _check_labels(datasets: Sequence[Dataset]) -> None:
+    first = datasets[0].labels
+    for other in datasets[1:]:
+        if (first.kind, first.names) != (other.labels.kind, other.labels.names):
+            raise OrderError(
+                f"{datasets[0].directory} is labelled with {first.kind} {list(first.names)}, and {other.directory} "
+                f"with {other.labels.kind} {list(other.labels.names)}: one model cannot learn both. Give both builds "
+                "the same `labels.names`, or leave one dataset out."
+            )
+
+
+def _rows(datasets: Sequence[Dataset], config: DataConfig) -> tuple[int, ...]:
+    if config.packing == "documents":
+        documents = tuple(dataset.split("train").documents for dataset in datasets)
+        for dataset, count in zip(datasets, documents, strict=True):
+            if count < 1:
+                raise OrderError(
+                    f"{dataset.directory} has no document to train on. Build it from more, or leave it out."
+                )
+        return documents
+    seq_len = config.seq_len
     rows = tuple((dataset.split("train").tokens - 1) // seq_len for dataset in datasets)
     for dataset, count in zip(datasets, rows, strict=True):
         if count < 1:

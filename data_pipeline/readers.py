@@ -1,4 +1,4 @@
-"""Documents out of files: plain text and JSON lines, gzip-compressed or not."""
+"""Documents out of files: plain text, JSON lines, tables and tagged sentences, gzip-compressed or not."""
 
 from __future__ import annotations
 
@@ -15,10 +15,22 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.conllu import sentences
 from data_pipeline.errors import CorpusError
+from data_pipeline.label_config import LabelsConfig
+from data_pipeline.labels import Label, LabelReader
+from data_pipeline.tables import csv_rows, parquet_rows
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
 JSONL_ENDINGS = (".jsonl", ".ndjson")
+_ENDINGS = {
+    "text": TEXT_ENDINGS,
+    "jsonl": JSONL_ENDINGS,
+    "csv": (".csv", ".tsv"),
+    "parquet": (".parquet",),
+    "conllu": (".conllu",),
+}
+_ALL_ENDINGS = tuple(ending for endings in _ENDINGS.values() for ending in endings)
 _SUGGESTIONS_AT_MOST = 3
 _JSON_TYPES = {
     "dict": "an object",
@@ -32,6 +44,14 @@ _JSON_TYPES = {
 
 
 @dataclass(frozen=True)
+class Word:
+    """A word that has a label of its own."""
+
+    text: str
+    space_after: bool = True
+
+
+@dataclass(frozen=True)
 class RawDocument:
     """A document as it was read; bytes, because they may not be UTF-8."""
 
@@ -42,7 +62,11 @@ class RawDocument:
     where: str
     """File (and line), for messages."""
     offset: int = 0
-    """Byte in the file at which `data` begins; 0 for JSON lines."""
+    """Byte in the file at which `data` begins; 0 for lines and rows."""
+    label: Label | None = None
+    """What it is labelled with, where labels were asked for."""
+    words: tuple[Word, ...] | None = None
+    """Where each word has a label: the words of `data`."""
 
 
 def find_files(source: SourceConfig) -> list[Path]:
@@ -72,10 +96,14 @@ def find_files(source: SourceConfig) -> list[Path]:
     raise CorpusError(f"Source {source.name!r}: {source.path} does not exist. {_suggestion(path)}")
 
 
-def read_documents(source: SourceConfig) -> Iterator[RawDocument]:
+def read_documents(source: SourceConfig, labels: LabelsConfig | None = None) -> Iterator[RawDocument]:
     """Yields a source's documents in the order of files and places within them.
 
-    JSON lines are read one at a time, text files one file at a time.
+    Lines and rows are read one at a time, text files one file at a time.
+
+    Args:
+        source: Where they lie.
+        labels: What they are labelled with.
 
     Raises:
         CorpusError: Names file, line and what is wrong with it.
@@ -87,8 +115,7 @@ def read_documents(source: SourceConfig) -> Iterator[RawDocument]:
     for file in files:
         name = file.relative_to(base).as_posix()
         with _explained(source, file):
-            reader = _read_text if _format(source, file) == "text" else _read_jsonl
-            for document in reader(source, file, name):
+            for document in _read(source, file, name, labels):
                 found = True
                 yield document
     if not found:
@@ -96,6 +123,23 @@ def read_documents(source: SourceConfig) -> Iterator[RawDocument]:
             f"Source {source.name!r}: there is no document in {files[0] if len(files) == 1 else _several(files)}. "
             "Check the path."
         )
+
+
+def _read(source: SourceConfig, file: Path, name: str, labels: LabelsConfig | None) -> Iterator[RawDocument]:
+    kind = _format(source, file)
+    if kind == "conllu":
+        yield from _read_conllu(source, file, name, labels)
+    elif kind == "text":
+        if labels is not None:
+            raise CorpusError(
+                f"Source {source.name!r}: {file} is plain text, which has no labels, and labels.field is "
+                f"{labels.field!r}. Use JSON lines, CSV, Parquet or CoNLL-U, or leave labels out."
+            )
+        yield from _read_text(source, file, name)
+    else:
+        for number, value in _read_objects(source, kind, file):
+            unit = "row" if kind == "parquet" else "line"
+            yield _document(source, value, f"{name}:{number}", f"{file}, {unit} {number}", labels)
 
 
 def _read_text(source: SourceConfig, file: Path, name: str) -> Iterator[RawDocument]:
@@ -117,14 +161,21 @@ def _read_text(source: SourceConfig, file: Path, name: str) -> Iterator[RawDocum
         offset += len(piece)
 
 
-def _read_jsonl(source: SourceConfig, file: Path, name: str) -> Iterator[RawDocument]:
+def _read_objects(source: SourceConfig, kind: str, file: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Lines or rows as objects, with their number."""
+    if kind == "parquet":
+        yield from parquet_rows(source.name, file)
+        return
     with _open(file) as stream:
+        if kind == "csv":
+            yield from csv_rows(stream, source.name, file)
+            return
         for number, line in enumerate(stream, start=1):
             if line.strip():
-                yield _json_document(source, line, f"{name}:{number}", f"{file}, line {number}")
+                yield number, _json_object(source, line, f"{file}, line {number}")
 
 
-def _json_document(source: SourceConfig, line: bytes, place: str, where: str) -> RawDocument:
+def _json_object(source: SourceConfig, line: bytes, where: str) -> dict[str, Any]:
     try:
         value = json.loads(line.decode(errors="surrogateescape").removeprefix("\ufeff"))
     except ValueError as error:
@@ -137,18 +188,80 @@ def _json_document(source: SourceConfig, line: bytes, place: str, where: str) ->
             f"{_excerpt(line)}. "
             "Each line must be an object with the text under a key."
         )
+    return value
+
+
+def _document(
+    source: SourceConfig, value: dict[str, Any], place: str, where: str, labels: LabelsConfig | None
+) -> RawDocument:
     text = _field(source, value, "text_field", source.text_field, where)
-    if not isinstance(text, str):
-        raise CorpusError(
-            f"Source {source.name!r}: {where} has {_JSON_TYPES[type(text).__name__]} under {source.text_field!r}, not "
-            f"a string: {_excerpt(line)}. Set text_field to the key of the text."
-        )
     name = place if source.id_field is None else str(_field(source, value, "id_field", source.id_field, where))
+    label: Label | None = None
+    if labels is not None:
+        told = _field(source, value, "labels.field", labels.field, where)
+        label = LabelReader(labels, source.name).read(told, where)
+        if labels.kind == "token_class":
+            return _tagged(source, name, where, _words(source, text, where), label)
+    if not isinstance(text, str):
+        excerpt = _excerpt(json.dumps(value, default=str).encode())
+        raise CorpusError(
+            f"Source {source.name!r}: {where} has {_JSON_TYPES.get(type(text).__name__, type(text).__name__)} under "
+            f"{source.text_field!r}, not a string: {excerpt}. Set text_field to the key of the text."
+        )
+    return RawDocument(_printable(name), source.name, _bytes(text), where, label=label)
+
+
+def _bytes(text: str) -> bytes:
     try:
-        data = text.encode(errors="surrogateescape")
+        return text.encode(errors="surrogateescape")
     except UnicodeEncodeError:  # a lone surrogate was written as \\ud800: not UTF-8 either, which cleaning decides on
-        data = text.encode(errors="surrogatepass")
-    return RawDocument(name.encode(errors="replace").decode(), source.name, data, where)
+        return text.encode(errors="surrogatepass")
+
+
+def _printable(name: str) -> str:
+    return name.encode(errors="replace").decode()
+
+
+def _words(source: SourceConfig, value: object, where: str) -> tuple[Word, ...]:
+    if not isinstance(value, list) or not all(isinstance(item, str) and item.strip() for item in value):
+        raise CorpusError(
+            f"Source {source.name!r}: {where} has {str(value)[:80]!r} under {source.text_field!r}, and labels.kind is "
+            "token_class: it must be a list of words, none of them empty. Mend or remove the line."
+        )
+    return tuple(Word(item) for item in value)
+
+
+def _tagged(source: SourceConfig, name: str, where: str, words: tuple[Word, ...], label: Label) -> RawDocument:
+    assert isinstance(label, tuple)
+    if len(label) != len(words):
+        raise CorpusError(
+            f"Source {source.name!r}: {where} has {len(words)} words and {len(label)} labels: each word has one. "
+            "Mend or remove the line."
+        )
+    return RawDocument(_printable(name), source.name, _bytes(joined(words)), where, label=label, words=words)
+
+
+def joined(words: tuple[Word, ...]) -> str:
+    """The text of words."""
+    return "".join(word.text + " " * word.space_after for word in words).rstrip(" ")
+
+
+def _read_conllu(source: SourceConfig, file: Path, name: str, labels: LabelsConfig | None) -> Iterator[RawDocument]:
+    if labels is not None and labels.kind != "token_class":
+        raise CorpusError(
+            f"Source {source.name!r}: {file} is CoNLL-U, which labels words, and labels.kind is {labels.kind}. Set it "
+            "to token_class, or leave labels out for the text alone."
+        )
+    with _open(file) as stream:
+        for sentence in sentences(stream, "upos" if labels is None else labels.field, source.name, file):
+            where = f"{file}, line {sentence.line}"
+            place = sentence.name or f"{name}:{sentence.line}"
+            words = tuple(Word(*each) for each in zip(sentence.words, sentence.spaces, strict=True))
+            if labels is None:
+                yield RawDocument(_printable(place), source.name, _bytes(joined(words)), where)
+            else:
+                label = LabelReader(labels, source.name).read(sentence.tags, where)
+                yield _tagged(source, place, where, words, label)
 
 
 def _field(source: SourceConfig, value: dict[str, Any], option: str, key: str, where: str) -> Any:
@@ -164,18 +277,17 @@ def _field(source: SourceConfig, value: dict[str, Any], option: str, key: str, w
 def _format(source: SourceConfig, file: Path) -> str:
     if source.format != "auto":
         return source.format
-    if _wanted(Path(file.name), TEXT_ENDINGS):
-        return "text"
-    if _wanted(Path(file.name), JSONL_ENDINGS):
-        return "jsonl"
+    for kind, endings in _ENDINGS.items():
+        if _wanted(Path(file.name), endings):
+            return kind
     raise CorpusError(
         f"Source {source.name!r}: the ending of {file} does not tell its format; known are "
-        f"{', '.join(TEXT_ENDINGS + JSONL_ENDINGS)}, each also with .gz. Set format to `text` or `jsonl`."
+        f"{', '.join(_ALL_ENDINGS)}, each also with .gz. Set format to {', '.join(_ENDINGS)}."
     )
 
 
 def _endings(name: str) -> tuple[str, ...]:
-    return {"text": TEXT_ENDINGS, "jsonl": JSONL_ENDINGS}.get(name, TEXT_ENDINGS + JSONL_ENDINGS)
+    return _ENDINGS.get(name, TEXT_ENDINGS + JSONL_ENDINGS)
 
 
 def _wanted(relative: Path, endings: tuple[str, ...]) -> bool:

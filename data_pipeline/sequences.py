@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
+from data_pipeline.skip_ledger import SkipLedger
 from data_pipeline.stream import TokenStream
 
 Int64Array = npt.NDArray[np.int64]
@@ -21,8 +23,8 @@ class Batch:
 
     tokens: Int64Array
     """Shape: (B, T)."""
-    targets: Int64Array
-    """The token after each one. Shape: (B, T)."""
+    targets: npt.NDArray[Any]
+    """The token after each one, int64, of shape (B, T); of labelled documents see `data_pipeline.examples`."""
     loss_weights: npt.NDArray[np.float32]
     """1 where the target counts, 0 where it does not. Shape: (B, T)."""
     document_ids: npt.NDArray[np.int32]
@@ -80,6 +82,11 @@ class TrainingSequences:
             raw[real[mine]] = self._streams[number].rows(row[mine] * self.seq_len, self.seq_len + 1)
         valid = np.where(wanted >= 0, self.seq_len + 1, 0)
         return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask)
+
+
+    def tokens_through(self, step: int, skips: SkipLedger) -> int:
+        """Returns the tokens of all batches up to a step, whatever was left out between them."""
+        return self.plan.batch_sizes.through(step) * self.seq_len
 
 
 class ValidationSequences:

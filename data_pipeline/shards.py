@@ -28,9 +28,15 @@ def token_dtype(vocab_size: int) -> np.dtype[Any]:
 
 
 class ShardWriter:
-    """Writes one shard file of whole documents."""
+    """Writes one shard file of whole documents.
 
-    def __init__(self, path: Path, dtype: np.dtype[Any]) -> None:
+    Args:
+        path: The file.
+        dtype: Of the tokens.
+        labels: The column of the documents' labels, where they have any.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype[Any], labels: pa.Field | None = None) -> None:
         self.path = path
         self.documents = 0
         self.tokens = 0
@@ -41,8 +47,10 @@ class ShardWriter:
                 ("tokens", pa.large_list(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False))),
                 ("document_id", pa.string()),
                 ("source", pa.string()),
+                *([] if labels is None else [labels]),
             ]
         )
+        self._labels: list[Any] | None = None if labels is None else []
         self._file = open(path, "wb")  # noqa: SIM115 - closed by finish and abandon
         self._writer = pa.ipc.new_file(self._file, self._schema)
         self._rows: list[npt.NDArray[Any]] = []
@@ -50,7 +58,9 @@ class ShardWriter:
         self._sources: list[str] = []
         self._pending_tokens = 0
 
-    def add(self, tokens: npt.NDArray[Any], document_id: str, source: str, utf8_bytes: int) -> None:
+    def add(
+        self, tokens: npt.NDArray[Any], document_id: str, source: str, utf8_bytes: int, label: Any | None = None
+    ) -> None:
         """Appends a document.
 
         Args:
@@ -58,7 +68,10 @@ class ShardWriter:
             document_id: Name of the document within its source.
             source: Name of the source.
             utf8_bytes: Length of its text.
+            label: As its column holds it.
         """
+        if self._labels is not None:
+            self._labels.append(label)
         self._rows.append(tokens)
         self._ids.append(document_id)
         self._sources.append(source)
@@ -106,7 +119,11 @@ class ShardWriter:
         # from_arrays keeps the type's non-nullable item only when told so.
         tokens = pa.LargeListArray.from_arrays(pa.array(offsets), values, type=self._schema.field("tokens").type)
         ids, sources = pa.array(self._ids, pa.string()), pa.array(self._sources, pa.string())
-        self._writer.write_batch(pa.record_batch([tokens, ids, sources], schema=self._schema))
+        columns = [tokens, ids, sources]
+        if self._labels is not None:
+            columns.append(pa.array(self._labels, self._schema.types[-1]))
+            self._labels = []
+        self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._rows, self._ids, self._sources, self._pending_tokens = [], [], [], 0
 
 
@@ -207,9 +224,13 @@ class MappedShard:
 
     def names(self, number: int) -> tuple[Any, Any]:
         """Returns the columns `document_id` and `source` of a record batch, after verifying the file."""
-        self.verify(0, self.record.size_bytes)
-        batch = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self.bytes))).get_batch(number)
+        batch = self.batch(number)
         return batch.column("document_id"), batch.column("source")
+
+    def batch(self, number: int) -> Any:
+        """Returns a record batch, after verifying the file."""
+        self.verify(0, self.record.size_bytes)
+        return pa.ipc.open_file(pa.BufferReader(pa.py_buffer(self.bytes))).get_batch(number)
 
 
 _REMEDY = "Restore the file from a copy, or rebuild with `data build CONFIG --fresh`."

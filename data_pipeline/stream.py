@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.errors import DatasetError
+from data_pipeline.labels import label_field
 from data_pipeline.manifest import Manifest
 from data_pipeline.publish import BLOCK_BYTES
 from data_pipeline.shards import MappedShard
@@ -125,6 +126,25 @@ class TokenStream:
         """Returns the length in tokens of every document, in order. Shape: (documents,)."""
         lengths = [np.diff(shard.offsets(segment)) for shard, segment in self._segments]
         return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
+
+    def labels(self, kind: str) -> Any:
+        """Returns the label of every document, as shards hold it.
+
+        Args:
+            kind: See `data_pipeline.label_config.LabelsConfig`.
+
+        Returns:
+            int32 classes or float64 numbers of shape (documents,); or a list with an int32 array for each document, of
+            its classes, or of one for each of its tokens.
+        """
+        name = label_field(kind).name
+        columns = []
+        for shard in self.shards:
+            columns += [shard.batch(number).column(name) for number in range(len(shard.record.segments))]
+        if kind in ("class", "number"):
+            dtype = np.int32 if kind == "class" else np.float64
+            return np.concatenate([np.zeros(0, dtype), *(column.to_numpy() for column in columns)])
+        return [row.values.to_numpy() for column in columns for row in column]
 
     def documents_at(self, positions: npt.ArrayLike) -> list[DocumentPlace]:
         """Returns the document that each stream position belongs to."""

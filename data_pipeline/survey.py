@@ -14,8 +14,9 @@ import xxhash
 from data_pipeline.cleaning import DROP_REASONS, clean
 from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
+from data_pipeline.labels import Label, LabelCounts
 from data_pipeline.manifest import BuildLedger
-from data_pipeline.readers import RawDocument, read_documents
+from data_pipeline.readers import RawDocument, Word, read_documents
 from data_pipeline.tokenizer import TrainingSample
 
 REPORT_EVERY_BYTES = 4 << 20
@@ -105,6 +106,9 @@ class CleanDocument:
     """UTF-8 bytes of `text`."""
     hash: int
     """xxh3_64 of `text`: equal texts fall on the same side of the split."""
+    label: Label | None = None
+    words: tuple[Word, ...] | None = None
+    """Where each word has a label."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,8 @@ class Survey:
     """Hash of the kept documents' names and contents, in order."""
     validation_below: int
     """Documents whose hash is below this are validation."""
+    label_names: tuple[str, ...]
+    """Classes in the order of the model's outputs; none where there are no labels, or numbers."""
     sample: TrainingSample | None = field(repr=False)
 
     def split_of(self, document: CleanDocument) -> str:
@@ -136,6 +142,8 @@ class ContentDigest:
     def add(self, document: CleanDocument) -> None:
         """Adds a document."""
         self._state.update(f"{document.source}\0{document.document_id}\0{document.hash:016x}\0".encode())
+        if document.label is not None:
+            self._state.update(f"{document.label!r}\0".encode(errors="surrogatepass"))
 
     def hexdigest(self) -> str:
         """Returns the hash so far."""
@@ -144,7 +152,7 @@ class ContentDigest:
 
 def clean_documents(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[CleanDocument]:
     """Reads and cleans a source, counting what is read and dropped, and what normalisation removed."""
-    for document in read_documents(source):
+    for document in read_documents(source, config.labels):
         counts.read(len(document.data))
         if (kept := _cleaned(document, config, counts)) is not None:
             yield kept
@@ -157,7 +165,15 @@ def _cleaned(document: RawDocument, config: DataBuildConfig, counts: LedgerCount
         return None
     data = result.text.encode()
     counts.bytes_removed += len(document.data) - len(data)
-    return CleanDocument(document.document_id, document.source, result.text, len(data), xxhash.xxh3_64_intdigest(data))
+    return CleanDocument(
+        document_id=document.document_id,
+        source=document.source,
+        text=result.text,
+        size_bytes=len(data),
+        hash=xxhash.xxh3_64_intdigest(data),
+        label=document.label,
+        words=result.words,
+    )
 
 
 def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = None) -> Survey:
@@ -173,6 +189,7 @@ def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = N
     options = config.tokenizer.train
     sample = None if options is None else TrainingSample(options.max_training_bytes, options.seed)
     hashes, content, ledgers = array("Q"), ContentDigest(), []
+    labels = None if config.labels is None else LabelCounts()
     reporter = ProgressReporter(progress, "reading")
     for source in config.sources:
         counts = LedgerCounts()
@@ -182,6 +199,8 @@ def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = N
             hashes.append(document.hash)
             if sample is not None:
                 sample.add(document.text)
+            if labels is not None and document.label is not None:
+                labels.add(document.label)
             reporter.add(document.size_bytes)
         ledgers.append(counts.ledger())
     reporter.finish()
@@ -194,7 +213,8 @@ def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = N
             "Check the sources' fields, or loosen `cleaning`."
         )
     below = validation_threshold(np.frombuffer(hashes, dtype=np.uint64), config.validation_fraction)
-    return Survey(ledger, content.hexdigest(), below, sample)
+    names = () if labels is None or config.labels is None else labels.names(config.labels)
+    return Survey(ledger, content.hexdigest(), below, names, sample)
 
 
 def validation_threshold(hashes: npt.NDArray[np.uint64], fraction: float) -> int:

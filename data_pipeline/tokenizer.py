@@ -230,6 +230,12 @@ class Tokenizer:
         starts = [0, *ends[:-1]]
         return [_joined(encoded[start:end]) for start, end in zip(starts, ends, strict=True)]
 
+    @cached_property
+    def adds_space(self) -> bool:
+        """Whether the model itself puts a space before what it is given."""
+        pieces: list[str] = self._processor.EncodeAsPieces("a")
+        return pieces[0].startswith(SPACE_MARK)
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Returns the text of token ids; control pieces give nothing."""
         text: str = self._processor.Decode(np.asarray(ids, dtype=np.int64).tolist())

@@ -35,7 +35,7 @@ class TracedSequence:
     row: int
     """Sequence of the dataset, counted along its stream."""
     parts: tuple[TracedPart, ...]
-    """In the order of the stream; their tokens are the `seq_len + 1` that the sequence reads."""
+    """In the order of the stream; their tokens are the `seq_len + 1` that the sequence reads, or one document."""
 
 
 def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[TracedSequence, ...]:
@@ -51,17 +51,25 @@ def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[Tra
     """
     wanted = np.array([index for index in logical_indices if index >= 0], dtype=np.int64)
     places = zip(wanted.tolist(), *(column.tolist() for column in plan.order.locate(wanted)), strict=True)
-    length = plan.config.seq_len
     return tuple(
         TracedSequence(
             index=index,
             dataset=plan.datasets[source],
             epoch=epoch,
             row=row,
-            parts=_parts(plan.datasets[source], row * length, (row + 1) * length + 1),
+            parts=_parts(plan.datasets[source], *_stretch(plan, source, row)),
         )
         for index, source, row, epoch in places
     )
+
+
+def _stretch(plan: DataPlan, source: int, row: int) -> tuple[int, int]:
+    """The stream positions that a sequence reads."""
+    length = plan.config.seq_len
+    if plan.config.packing == "stream":
+        return row * length, (row + 1) * length + 1
+    place = plan.datasets[source].split("train").document(row)
+    return place.start, min(place.stop, place.start + length)
 
 
 def excerpt(dataset: Dataset, part: TracedPart, tokens: int) -> str:

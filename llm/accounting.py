@@ -13,6 +13,8 @@ from llm.config import ModelConfig
 from llm.errors import ModelConfigError
 
 _EXPERTS = ".experts."
+HEAD = "score."
+"""What the names of the parameters of another task's head begin with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ def parameter_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             shapes[f"model.layers.{layer}.{name}"] = shape
     shapes.update(_norm_shapes("model.norm", config))
     if config.head is not None:
-        shapes.update(_linear_shapes("score", config.head.outputs, D, config.head.bias))
+        shapes.update(_linear_shapes(HEAD.rstrip("."), config.head.outputs, D, config.head.bias))
     elif not config.tie_word_embeddings:
         shapes["lm_head.weight"] = (V, D)
     return shapes
@@ -180,4 +182,4 @@ def _part_of(name: str) -> str:
         return "attention"
     if ".mlp." in name:
         return "feed_forward"
-    return "output" if name.startswith(("lm_head.", "score.")) else "embedding"
+    return "output" if name.startswith(("lm_head.", HEAD)) else "embedding"

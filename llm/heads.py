@@ -51,18 +51,25 @@ class TaskHead(nn.Module):
             return outputs_BTC
         if loss_weights_BT is None:
             loss_weights_BT = torch.ones(outputs_BTC.shape[:2], device=outputs_BTC.device)
+        return self.sums(outputs_BTC, targets, loss_weights_BT, self.label_smoothing)
+
+    @classmethod
+    def sums(
+        cls, outputs_BTC: Tensor, targets: Tensor, loss_weights_BT: Tensor, label_smoothing: float = 0.0
+    ) -> LossSums:
+        """The loss of outputs, as `forward` gives it."""
         weights_BT = loss_weights_BT.float()
         counts_BT = weights_BT != 0
-        losses_BT = self.losses(outputs_BTC, targets, counts_BT)
-        loss_sum = _weighted(losses_BT, weights_BT, counts_BT)
+        loss_sum = _weighted(cls.losses(outputs_BTC, targets, counts_BT), weights_BT, counts_BT)
         objective_sum = loss_sum
-        if self.label_smoothing:
+        if label_smoothing:
             smooth_BT = -F.log_softmax(outputs_BTC, dim=-1).mean(dim=-1)
             spread_sum = _weighted(smooth_BT, weights_BT, counts_BT)
-            objective_sum = (1 - self.label_smoothing) * loss_sum + self.label_smoothing * spread_sum
+            objective_sum = (1 - label_smoothing) * loss_sum + label_smoothing * spread_sum
         return LossSums(objective_sum, loss_sum.detach(), weights_BT.sum(), {})
 
-    def losses(self, outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
+    @staticmethod
+    def losses(outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
         """Loss of each position, whatever it is where the target does not count. Shape: (B, T)."""
         raise NotImplementedError
 
@@ -75,7 +82,8 @@ class TaskHead(nn.Module):
 class ClassHead(TaskHead):
     """One of C classes: cross entropy. Targets: int64 in [0, C) of shape (B, T)."""
 
-    def losses(self, outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
+    @staticmethod
+    def losses(outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
         """-log softmax(outputs)[target]."""
         targets_BT = torch.where(counts_BT, targets, 0)
         return F.cross_entropy(outputs_BTC.transpose(1, 2), targets_BT, reduction="none")
@@ -89,7 +97,8 @@ class ClassHead(TaskHead):
 class LabelsHead(TaskHead):
     """Any number of C labels: the sum of their binary cross entropies. Targets: 0 or 1, of shape (B, T, C)."""
 
-    def losses(self, outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
+    @staticmethod
+    def losses(outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
         """Sum over labels of -log sigmoid(±output)."""
         targets_BTC = torch.where(counts_BT[..., None], targets.float(), 0.0)
         return F.binary_cross_entropy_with_logits(outputs_BTC, targets_BTC, reduction="none").sum(dim=-1)
@@ -103,7 +112,8 @@ class LabelsHead(TaskHead):
 class NumberHead(TaskHead):
     """A real number: squared error. Targets: fp32 of shape (B, T)."""
 
-    def losses(self, outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
+    @staticmethod
+    def losses(outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
         """(output - target)^2."""
         return (outputs_BTC[..., 0] - torch.where(counts_BT, targets.float(), 0.0)) ** 2
 

@@ -46,13 +46,14 @@ def build_model(config: ModelConfig, attention: str, train: TrainConfig) -> Tran
     Args:
         config: Its shape, with the vocabulary's size.
         attention: Name of the backend, resolved.
-        train: Says what it keeps for the backward pass, whether it is compiled, and its z-loss.
+        train: Says what it keeps for the backward pass, whether it is compiled, its z-loss and label smoothing.
     """
     model = Transformer(
         config,
         attention,
         activation_checkpointing=train.activation_checkpointing,
         z_loss=train.z_loss_coefficient,
+        label_smoothing=train.label_smoothing,
     )
     if train.compile:
         compile_blocks(model)

@@ -133,6 +133,13 @@ class DeepSpeedEngine:
         with torch.no_grad():
             return self._forward(batch)
 
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        """Forward only; see `Forward.outputs`."""
+        self._engine.eval()
+        with torch.no_grad(), self._arithmetic():
+            outputs_BTC: torch.Tensor = self._engine(batch.tokens, document_ids_BT=batch.document_ids)
+        return outputs_BTC
+
     def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
         """Scores of the next token; see `Engine.next_logits`."""
         self._engine.eval()

@@ -8,6 +8,7 @@ import torch
 
 from cluster.engines.protocol import MASTER, Fragment, StateSource
 from cluster.errors import RunRefusedError
+from llm.accounting import HEAD
 from llm.config import ModelConfig
 from llm.initialization import initial_value
 
@@ -109,3 +110,35 @@ class WeightsOf:
         if state != MASTER:
             raise KeyError(f"weights to begin with hold no {state!r}")
         self._state.read_into(fragment, state, target)
+
+
+class WithFreshHead:
+    """Weights for the trunk, and initial values for the head of a task that they were not trained for.
+
+    Args:
+        trunk: Of all parameters but the head's.
+        fresh: Of the whole model.
+    """
+
+    def __init__(self, trunk: StateSource, fresh: InitialState) -> None:
+        self._trunk = trunk
+        self._fresh = fresh
+
+    def scalars(self, name: str) -> Mapping[str, float]:
+        """No parameter has been updated yet."""
+        return {}
+
+    def tensor_names(self, name: str) -> Sequence[str]:
+        """The optimizer has no state yet."""
+        return ()
+
+    def read(self, fragment: Fragment, state: str) -> torch.Tensor:
+        """The fragment's values."""
+        return self._source(fragment).read(fragment, state)
+
+    def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
+        """Set a tensor to the fragment's values."""
+        self._source(fragment).read_into(fragment, state, target)
+
+    def _source(self, fragment: Fragment) -> StateSource:
+        return self._fresh if fragment.name.startswith(HEAD) else self._trunk

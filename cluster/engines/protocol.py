@@ -25,7 +25,8 @@ MASTER = "master"
 class MicroBatch:
     """One worker's rows of one forward pass, on the device.
 
-    Shape: tokens, targets, loss_weights and document_ids are [B, T]; int64, int64, float32, int32.
+    Shape: tokens, targets, loss_weights and document_ids are [B, T]; int64, int64, float32, int32. Targets of a task
+    that learns labels are as its head takes them (`llm.heads`).
     """
 
     tokens: torch.Tensor
@@ -77,6 +78,9 @@ class Forward(Protocol):
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only."""
+
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        """What the model says at every position, forward only; all ranks must call it. Shape: [B, T, C]."""
 
     def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
         """Scores of the token after the last of each row, forward only; all ranks must call it with equal tokens.

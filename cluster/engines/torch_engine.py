@@ -94,6 +94,13 @@ class TorchEngine:
         with torch.no_grad():
             return self._forward(batch)
 
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        """Forward only; see `Forward.outputs`."""
+        self._model.eval()
+        with torch.no_grad():
+            outputs_BTC: torch.Tensor = self._model(batch.tokens, document_ids_BT=batch.document_ids)
+        return outputs_BTC
+
     def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
         """Scores of the next token; see `Engine.next_logits`."""
         return next_logits(self._model.eval(), new, cache)

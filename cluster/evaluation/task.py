@@ -14,7 +14,7 @@ from cluster.errors import CheckpointError, RunNotFoundError, RunRefusedError
 from cluster.evaluation.beside import DueCheckpoint, Outcome, Sample
 from cluster.evaluation.in_loop import evaluate_datasets, evaluated_names
 from cluster.inference import read_model
-from cluster.resolution import resolve_model
+from cluster.resolution import model_of_run
 from cluster.run_directory import TOKENIZER_NAME
 from cluster.storage.operations import storage_path
 from cluster.text_samples import TextSampler, samples_are_written
@@ -37,6 +37,12 @@ class PlainModel:
         with torch.no_grad():
             sums: LossSums = self._model(batch.tokens, batch.targets, batch.loss_weights, batch.document_ids)
             return sums
+
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        """Forward only; see `Forward.outputs`."""
+        with torch.no_grad():
+            outputs_BTC: torch.Tensor = self._model(batch.tokens, document_ids_BT=batch.document_ids)
+            return outputs_BTC
 
     def next_logits(self, new: NewTokens, cache: KeyValueCache) -> torch.Tensor:
         """Scores of the next token; see `Forward.next_logits`."""
@@ -128,7 +134,7 @@ def identity_of(info: CheckpointInfo) -> DueCheckpoint:
 
 def _model(config: RunConfig, info: CheckpointInfo, datasets: Sequence[Dataset], topology: Topology) -> PlainModel:
     assert info.manifest is not None
-    model = read_model(info, resolve_model(config.model, datasets[0].vocab_size))
+    model = read_model(info, model_of_run(config, datasets[0]))
     in_bf16 = info.manifest.run["layout"]["precision"] == "bf16"
     return PlainModel(model.to(device=topology.device, dtype=torch.bfloat16 if in_bf16 else torch.float32))
 

@@ -121,7 +121,7 @@ def test_reading_counts_the_files_when_none_of_several_holds_a_document(tmp_path
         ("a.jsonl", b"[1]", {}, r"holds a list, not an object"),
         ("a.jsonl", b'{"text": "x"}', {"id_field": "key"}, r"has no key 'key'; it has 'text'\. Set id_field"),
         ("a.jsonl", b"\n\n", {}, r"there is no document in .*a\.jsonl\. Check the path"),
-        ("a.csv", b"x", {}, r"the ending of .*a\.csv does not tell its format"),
+        ("a.dat", b"x", {}, r"the ending of .*a\.dat does not tell its format"),
     ],
 )
 def test_reading_says_what_is_wrong_when_a_file_is(

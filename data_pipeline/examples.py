@@ -1,0 +1,188 @@
+"""Labelled documents as sequences: one each, cut at the sequence length, with targets where the labels stand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from data_pipeline.dataset import Dataset
+from data_pipeline.errors import DatasetError
+from data_pipeline.labels import NO_LABEL
+from data_pipeline.manifest import LabelsRecord
+from data_pipeline.plan import DataPlan
+from data_pipeline.sequences import Batch, TrainingSequences
+from data_pipeline.skip_ledger import SkipLedger
+
+Int64Array = npt.NDArray[np.int64]
+
+_BUCKET_TOKENS = 16
+"""Batches are as long as their longest row, rounded up to this: few lengths, so that kernels are compiled for few."""
+
+
+class Examples:
+    """The labelled documents of a split, by number.
+
+    Tokens beyond the sequence length are left out; a document's label then stands at the last token that is kept, and
+    those of words that are left out do not count.
+
+    Args:
+        dataset: A dataset with labels.
+        split: `train` or `validation`.
+        seq_len: The most tokens of a row.
+        balanced: Weigh classes by how rare they are in the training split.
+
+    Raises:
+        DatasetError: The dataset has no labels, or none that can be balanced.
+    """
+
+    def __init__(self, dataset: Dataset, split: str, seq_len: int, *, balanced: bool = False) -> None:
+        self.labels = dataset.labels
+        self.seq_len = seq_len
+        self._stream = dataset.split(split)
+        lengths = self._stream.document_lengths()
+        self._starts = np.cumsum(np.concatenate(([0], lengths[:-1]))) if len(lengths) else lengths
+        self.document_lengths = lengths
+        """Tokens of each document, BOS and EOS counted. Shape: (documents,)."""
+        self.lengths: Int64Array = np.minimum(lengths, seq_len)
+        """Tokens of each row. Shape: (documents,)."""
+        self._class_weights = _balanced(dataset, self.labels) if balanced else None
+        self._column: Any = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    @property
+    def cut(self) -> int:
+        """Documents that are longer than a row."""
+        return int((self.document_lengths > self.seq_len).sum())
+
+    def read(self, indices: npt.ArrayLike) -> Batch:
+        """Reads documents by number, -1 for a padding row.
+
+        Returns:
+            The batch, row for row, as long as its longest row rounded up. `targets` are int64 classes or float32
+            numbers of shape (B, T), or float32 0 and 1 of shape (B, T, C) where a document has any number of C classes;
+            `sample_index` is the number of the document.
+        """
+        wanted = np.asarray(indices, dtype=np.int64)
+        return self.assemble([None if index < 0 else self.row(index) for index in wanted.tolist()], wanted)
+
+    def row(self, index: int) -> tuple[npt.NDArray[Any], Any]:
+        """Tokens of a document, cut, and its label as it is stored; of words one for each token that is kept."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"Document {index} was asked for; there are {len(self)}, counted from 0.")
+        start, length = int(self._starts[index]), int(self.lengths[index])
+        label = self._labels[index]
+        return self._stream.read(start, start + length), label[:length] if self.labels.kind == "token_class" else label
+
+    def assemble(self, rows: list[tuple[npt.NDArray[Any], Any] | None], sample_index: Int64Array) -> Batch:
+        """Puts rows beside each other.
+
+        Args:
+            rows: As `row` gives them; None for padding.
+            sample_index: What identifies each. Shape: (B,).
+        """
+        longest = max((len(row[0]) for row in rows if row is not None), default=1)
+        length = min(-(-longest // _BUCKET_TOKENS) * _BUCKET_TOKENS, max(self.seq_len, longest))
+        shape = (len(rows), length)
+        tokens = np.zeros(shape, dtype=np.int64)
+        weights = np.zeros(shape, dtype=np.float32)
+        kind = self.labels.kind
+        many = (len(self.labels.names),) if kind == "classes" else ()
+        targets = np.zeros(shape + many, dtype=np.int64 if kind in ("class", "token_class") else np.float32)
+        for number, row in enumerate(rows):
+            if row is None:
+                continue
+            ids, label = row
+            last = len(ids) - 1
+            tokens[number, : len(ids)] = ids
+            if kind == "token_class":
+                stands = np.flatnonzero(label != NO_LABEL)
+                targets[number, stands] = label[stands]
+                weights[number, stands] = 1
+            else:
+                weights[number, last] = 1
+                if kind == "classes":
+                    targets[number, last, label] = 1
+                else:
+                    targets[number, last] = label
+        if self._class_weights is not None:
+            weights *= self._class_weights[targets]
+        return Batch(
+            tokens=tokens,
+            targets=targets,
+            loss_weights=weights,
+            document_ids=np.zeros(shape, dtype=np.int32),
+            sample_index=sample_index,
+        )
+
+    @property
+    def _labels(self) -> Any:
+        """Labels of all documents, read at first use."""
+        if self._column is None:
+            self._column = self._stream.labels(self.labels.kind)
+        return self._column
+
+
+class TrainingExamples:
+    """The training examples of a plan, by logical index; see `data_pipeline.sequences.TrainingSequences`."""
+
+    def __init__(self, plan: DataPlan) -> None:
+        self.plan = plan
+        balanced = plan.config.class_weights == "balanced"
+        self._examples = [
+            Examples(dataset, "train", plan.config.seq_len, balanced=balanced) for dataset in plan.datasets
+        ]
+        self._counted = (0, 0)
+
+    def read(self, logical_indices: npt.ArrayLike) -> Batch:
+        """Reads examples, -1 for a padding row. See `Examples.read`; `sample_index` is the logical index."""
+        wanted = np.asarray(logical_indices, dtype=np.int64)
+        real = np.flatnonzero(wanted >= 0)
+        source, row, _ = self.plan.order.locate(wanted[real])
+        rows: list[tuple[npt.NDArray[Any], Any] | None] = [None] * len(wanted)
+        for place, number, document in zip(real.tolist(), source.tolist(), row.tolist(), strict=True):
+            rows[place] = self._examples[number].row(document)
+        return self._examples[0].assemble(rows, wanted)
+
+    def lengths(self, logical_indices: Int64Array) -> Int64Array:
+        """Tokens of each example. Shape: that of the indices, (B,)."""
+        source, row, _ = self.plan.order.locate(logical_indices)
+        lengths = np.empty(len(logical_indices), dtype=np.int64)
+        for number, examples in enumerate(self._examples):
+            lengths[source == number] = examples.lengths[row[source == number]]
+        return lengths
+
+
+    def tokens_through(self, step: int, skips: SkipLedger) -> int:
+        """Returns the tokens of all batches up to a step, padding not counted; quick where steps are asked in order.
+
+        Args:
+            step: The last one.
+            skips: The same at every call.
+        """
+        counted, tokens = self._counted if self._counted[0] <= step else (0, 0)
+        first = self.plan.config.begins_after_step
+        for each in range(max(counted, first) + 1, step + 1):
+            tokens += int(self.lengths(self.plan.batch_indices(each, skips)).sum())
+        self._counted = (step, tokens)
+        return tokens
+
+
+def training_data(plan: DataPlan) -> TrainingSequences | TrainingExamples:
+    """What a plan trains on, as its packing says."""
+    return TrainingExamples(plan) if plan.config.packing == "documents" else TrainingSequences(plan)
+
+
+def _balanced(dataset: Dataset, labels: LabelsRecord) -> npt.NDArray[np.float32]:
+    """labels / (classes * labels of the class) over those that appear (King and Zeng 2001, as in scikit-learn)."""
+    if labels.kind not in ("class", "token_class"):
+        raise DatasetError(
+            f"data.class_weights is balanced, and {dataset.directory} is labelled with {labels.kind}: only one class "
+            "of several can be balanced. Leave class_weights out."
+        )
+    counts = np.array(labels.counts["train"], dtype=np.float64)
+    weights: npt.NDArray[np.float64] = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
+    return weights.astype(np.float32)
