@@ -43,6 +43,10 @@ class BaselineError(ModelError, ValueError):
     """The n-gram baseline cannot be counted over the data given."""
 
 
+class MetricsError(ModelError, ValueError):
+    """What a model said cannot be measured: the arrays do not go together, or a file of measures is not one."""
+
+
 class HuggingFaceError(ModelError):
     """A model cannot be exchanged with Hugging Face."""
 

@@ -1,0 +1,171 @@
+"""Measures of one label out of several classes, by scikit-learn's definitions.
+
+A class that the examples lack: it is left out of macro averages where it was not predicted either, of balanced
+accuracy, and of the mean of areas, whose own is null. With two classes the second is the positive one.
+
+Legend: N examples, R draws, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from sklearn.metrics import confusion_matrix
+
+from llm.metrics.calibration import Calibration
+from llm.metrics.counted import GroupSums, averages, averages_table, class_table, defined, defined_mean, ratio
+from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names, class_probabilities
+from llm.metrics.intervals import Statistic
+from llm.metrics.measured import Cell, Curve, Table
+from llm.metrics.measures import Measures, Outputs
+from llm.metrics.ranking import Ranking, drawn_curves
+
+AVERAGES = ("precision_macro", "recall_macro", "f1_macro", "f1_weighted")
+"""Of the headline. One label an example makes the micro averages and the weighted recall equal to accuracy."""
+
+_RESAMPLED_AREAS = 20  # classes; areas of more take minutes to resample
+_DRAWN_CURVES = 10  # classes, those with most examples
+_DRAWN_CONFUSION = 40  # classes; a larger matrix is unreadable, and the pairs tell
+_PAIRS = 20
+
+
+def classification(outputs: Outputs, names: Sequence[str]) -> Measures:
+    """Measures of `probabilities` (N, C) and `labels` (N,).
+
+    Raises:
+        MetricsError: the arrays do not go together.
+    """
+    classes = class_names(names, least=2)
+    probabilities_NC = class_probabilities(outputs.probabilities, len(classes))
+    labels_N = class_labels(outputs.labels, len(probabilities_NC), len(classes))
+    statistic = _with_calibration(probabilities_NC, labels_N)
+    few = len(classes) <= _RESAMPLED_AREAS
+    return Measures(
+        examples=len(labels_N),
+        statistic=statistic,
+        drawn=classification_statistic(probabilities_NC, labels_N, areas=few),
+        of_rows=lambda rows: classification_statistic(probabilities_NC[rows], labels_N[rows], areas=False),
+        tables=_tables(probabilities_NC, labels_N, classes),
+        curves=_curves(probabilities_NC, labels_N, classes),
+    )
+
+
+def classification_statistic(probabilities_NC: FloatArray, labels_N: IntArray, *, areas: bool = True) -> Statistic:
+    """The figures of draws, but for the calibration error.
+
+    That one is biased upwards, the more the fewer distinct examples a draw has, so that its percentiles would lie
+    beside the figure itself.
+
+    Args:
+        probabilities_NC: Rows sum to 1.
+        labels_N: From 0 to C - 1.
+        areas: Include the areas under curves, which take time proportional to C.
+    """
+    classes = probabilities_NC.shape[1]
+    predicted_N = probabilities_NC.argmax(axis=1)
+    correct_N = predicted_N == labels_N
+    by_label, by_prediction = GroupSums(labels_N, classes), GroupSums(predicted_N, classes)
+    losses_N = log_losses(probabilities_NC, labels_N)
+    rankings = _rankings(probabilities_NC, labels_N) if areas else []
+
+    def figures(counts_NR: IntArray) -> dict[str, FloatArray]:
+        weights_NR = counts_NR.astype(np.float64)
+        drawn_R = weights_NR.sum(axis=0)
+        support_CR, predicted_CR = by_label(weights_NR), by_prediction(weights_NR)
+        right_CR = by_label(weights_NR * correct_N[:, None])
+        averaged = averages(right_CR, predicted_CR, support_CR, absent_count=False)
+        found = {
+            "accuracy": ratio(right_CR.sum(axis=0), drawn_R),
+            "balanced_accuracy": defined_mean(ratio(right_CR, support_CR, otherwise=np.nan)),
+            **{name: averaged[name] for name in AVERAGES},
+            "matthews_correlation": _matthews(right_CR, predicted_CR, support_CR),
+            "log_loss": (losses_N @ weights_NR) / drawn_R,
+        }
+        if classes == 2:
+            found["precision"] = ratio(right_CR[1], predicted_CR[1])
+            found["recall"] = ratio(right_CR[1], support_CR[1])
+            found["f1"] = ratio(2 * right_CR[1], predicted_CR[1] + support_CR[1])
+        if rankings:
+            roc, precision = zip(*(ranking.areas(counts_NR) for ranking in rankings), strict=True)
+            found["roc_auc"] = defined_mean(np.stack(roc))
+            found["average_precision"] = defined_mean(np.stack(precision))
+        return found
+
+    return figures
+
+
+def log_losses(probabilities_NC: FloatArray, labels_N: IntArray) -> FloatArray:
+    """-log of the label's probability in nats, clipped as scikit-learn does to stay finite. Shape: (N,)."""
+    tiny = np.finfo(np.float64).eps
+    chosen_N = probabilities_NC[np.arange(len(labels_N)), labels_N]
+    losses_N: FloatArray = -np.log(np.clip(chosen_N, tiny, 1 - tiny))
+    return losses_N
+
+
+def _with_calibration(probabilities_NC: FloatArray, labels_N: IntArray) -> Statistic:
+    figures = classification_statistic(probabilities_NC, labels_N)
+    calibration = _calibration(probabilities_NC, labels_N)
+    return lambda counts_NR: {**figures(counts_NR), "calibration_error": calibration.error(counts_NR)}
+
+
+def _calibration(probabilities_NC: FloatArray, labels_N: IntArray) -> Calibration:
+    return Calibration(probabilities_NC.max(axis=1), probabilities_NC.argmax(axis=1) == labels_N)
+
+
+def _rankings(probabilities_NC: FloatArray, labels_N: IntArray) -> list[Ranking]:
+    """Of the positive class, or of each class against the rest."""
+    classes = probabilities_NC.shape[1]
+    ranked = [1] if classes == 2 else range(classes)
+    return [Ranking(probabilities_NC[:, each], labels_N == each) for each in ranked]
+
+
+def _matthews(right_CR: FloatArray, predicted_CR: FloatArray, support_CR: FloatArray) -> FloatArray:
+    """Correlation of label and prediction (Gorodkin 2004), 0 where either is always the same, as in scikit-learn."""
+    drawn_R = support_CR.sum(axis=0)
+    together_R = right_CR.sum(axis=0) * drawn_R - (support_CR * predicted_CR).sum(axis=0)
+    of_predictions_R, of_labels_R = (drawn_R**2 - (each**2).sum(axis=0) for each in (predicted_CR, support_CR))
+    return ratio(together_R, np.sqrt(of_predictions_R * of_labels_R))
+
+
+def _tables(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+    classes = len(names)
+    predicted_N = probabilities_NC.argmax(axis=1)
+    matrix_CC: IntArray = confusion_matrix(labels_N, predicted_N, labels=range(classes)).astype(np.int64)
+    counts = (matrix_CC.diagonal(), matrix_CC.sum(axis=0), matrix_CC.sum(axis=1))
+    every_N1 = np.ones((len(labels_N), 1), dtype=np.int64)
+    rankings = [Ranking(probabilities_NC[:, each], labels_N == each) for each in range(classes)]
+    roc, precision = (
+        np.concatenate(column) for column in zip(*(each.areas(every_N1) for each in rankings), strict=True)
+    )
+    tables = {
+        "classes": class_table(names, counts, {"roc_auc": defined(roc), "average_precision": defined(precision)}),
+        "averages": averages_table(counts, absent_count=False),
+        "calibration": _calibration(probabilities_NC, labels_N).table(),
+        "confused": _confused(matrix_CC, names),
+    }
+    if classes <= _DRAWN_CONFUSION:
+        rows = tuple((name, *row) for name, row in zip(names, matrix_CC.tolist(), strict=True))
+        tables["confusion"] = Table(columns=("label", *names), rows=rows)
+    return tables
+
+
+def _confused(matrix_CC: IntArray, names: tuple[str, ...]) -> Table:
+    """The commonest mistakes."""
+    wrong_CC = matrix_CC - np.diag(matrix_CC.diagonal())
+    order = np.argsort(-wrong_CC.ravel(), kind="stable")[:_PAIRS]
+    rows: list[tuple[Cell, ...]] = []
+    for label, predicted in zip(*np.unravel_index(order, wrong_CC.shape), strict=True):
+        if examples := int(wrong_CC[label, predicted]):
+            rows.append((names[label], names[predicted], examples, examples / int(matrix_CC[label].sum())))
+    return Table(columns=("label", "predicted", "examples", "share_of_label"), rows=tuple(rows))
+
+
+def _curves(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...]) -> dict[str, list[Curve]]:
+    support_C = np.bincount(labels_N, minlength=len(names))
+    drawn = [1] if len(names) == 2 else np.sort(np.argsort(-support_C, kind="stable")[:_DRAWN_CURVES]).tolist()
+    pairs = [
+        drawn_curves(names[each], probabilities_NC[:, each], (labels_N == each).astype(np.int64)) for each in drawn
+    ]
+    known = [pair for pair in pairs if pair is not None]
+    return {"roc": [roc for roc, _ in known], "precision_recall": [precision for _, precision in known]}
