@@ -19,6 +19,7 @@ from cluster.continuation import load_newest, reject_loaded
 from cluster.errors import CheckpointError, RunBusyError
 from cluster.evaluation.in_loop import evaluate_datasets
 from cluster.evaluation.late import LateEffects, LateEvaluations
+from cluster.evaluation.measures import write_measures
 from cluster.healer import Healer
 from cluster.initial_weights import beginning
 from cluster.process_clock import age_seconds
@@ -34,6 +35,7 @@ from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, Stopwatch, train
 from data_pipeline.examples import TrainingExamples, training_data
 from llm.compilation import compilation_seconds
+from llm.metrics.intervals import RESAMPLES
 from llm.schedule import learning_rate
 
 __all__ = ["AttemptResult", "DriverLink", "EngineRequest", "Surroundings", "run_attempt"]
@@ -195,9 +197,9 @@ class _Attempt:
                     judge_loss=self._healer.judge_loss,
                     judge_gradients=self._healer.judge_gradients,
                     log=lambda report: self._write_row(
-                        "train", report.step, train_fields(
-                            report, config, self._shop.model, self._topology, self._tokens_through
-                        ),
+                        "train",
+                        report.step,
+                        train_fields(report, config, self._shop.model, self._topology, self._tokens_through),
                     ),
                     evaluate=self._evaluate,
                     record_evaluations=self._record_late,
@@ -295,14 +297,18 @@ class _Attempt:
         self._step = step
 
     def _evaluate(self, step: int) -> None:
-        for fields in evaluate_datasets(
+        for found in evaluate_datasets(
             self._engine,
+            self._shop.model,
             self._plan.datasets,
             self._config,
             topology=self._topology,
             collectives=self._collectives,
+            resamples=RESAMPLES if step == self._config.train.max_steps else 0,
         ):
-            self._write_row("eval", step, fields)
+            self._write_row("eval", step, found.fields)
+            if found.measured is not None:
+                write_measures(self._shop.directory, found, step)
         for sample in self._shop.sampler.write(self._engine, step):
             if self._record is not None:
                 self._record.write_sample(step, name=sample.label, prompt=sample.prompt, text=sample.text)

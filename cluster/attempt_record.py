@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from cluster.healing import HEALING
 from cluster.initial_weights import INITIALIZED_FROM
 from cluster.record.logs import perplexity
 from cluster.run_directory import config_as_dict
+from cluster.tasks import LABELS, labels_as_dict, learns_labels
 from cluster.topology import Layout, Topology, device_name
 from cluster.train_loop import Spent, StepReport
 from cluster.versions import library_versions

@@ -64,8 +64,8 @@ class RunOutcome:
     step: int
     status: str
     """`finished` or `stopped`."""
-    validation: dict[str, float]
-    """Last validation perplexity by dataset name."""
+    validation: dict[str, dict[str, float | None]]
+    """Figures of the last evaluation by dataset name: loss, and perplexity or those of the task."""
     ledger: tuple[TrainingLedger, ...]
     """Tokens of each dataset, accounted for."""
     trained_now: bool
@@ -352,7 +352,9 @@ def _outcome(directory: StoragePath, plan: DataPlan, step: int, status: str, *, 
     def read_validation() -> dict[str, dict[str, float | None]]:
         rows = read_lines(directory / METRICS_NAME)
         told = (row for row in rows if row["kind"] == "eval")
-        return {row["name"]: {key: row[key] for key in row if key.startswith("eval/")} for row in told}
+        return {
+            row["name"]: {key.removeprefix("eval/"): row[key] for key in row if key.startswith("eval/")} for row in told
+        }
 
     def account() -> tuple[TrainingLedger, ...]:
         manifest = find_checkpoint(directory).manifest if list_checkpoints(directory) else None

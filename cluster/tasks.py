@@ -1,4 +1,4 @@
-"""Tasks that learn labels: what a run's task asks of its data, and the head that follows from both. Imports no torch."""
+"""Tasks that learn labels: what they ask of the data, and the head that follows from both. Imports no torch."""
 
 from __future__ import annotations
 
@@ -83,7 +83,9 @@ def check_task(config: RunConfig) -> None:
     task, packing = config.task, config.data.packing
     wanted = "documents" if learns_labels(task) else "stream"
     if packing != wanted:
-        raise ValueError(f"task is {task} and data.packing {packing}: this task takes {wanted}. Set data.packing to it.")
+        raise ValueError(
+            f"task is {task} and data.packing {packing}: this task takes {wanted}. Set data.packing to it."
+        )
     if not learns_labels(task):
         if config.train.label_smoothing:
             raise ValueError(

@@ -18,6 +18,7 @@ from cluster.config import RunConfig
 from cluster.engines.protocol import Forward
 from cluster.run_directory import read_tokenizer
 from cluster.storage.operations import StoragePath
+from cluster.tasks import learns_labels
 from cluster.topology import Topology
 from data_pipeline.errors import TokenizerError
 from data_pipeline.tokenizer import Tokenizer
@@ -149,7 +150,7 @@ class TextSampler:
 def samples_are_written(config: RunConfig, tokenizer: Tokenizer) -> bool:
     """Whether the model writes anything at an evaluation: samples are wanted, and some prompt fits."""
     wanted = config.evaluation
-    if wanted.every_steps is None or wanted.sample_tokens == 0:
+    if wanted.every_steps is None or wanted.sample_tokens == 0 or learns_labels(config.task):
         return False
     return bool(_plan(wanted.prompts, tokenizer, longest=_longest(config)).prompts)
 

@@ -155,7 +155,6 @@ class TrainingExamples:
             lengths[source == number] = examples.lengths[row[source == number]]
         return lengths
 
-
     def tokens_through(self, step: int, skips: SkipLedger) -> int:
         """Returns the tokens of all batches up to a step, padding not counted; quick where steps are asked in order.
 

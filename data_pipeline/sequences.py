@@ -83,7 +83,6 @@ class TrainingSequences:
         valid = np.where(wanted >= 0, self.seq_len + 1, 0)
         return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask)
 
-
     def tokens_through(self, step: int, skips: SkipLedger) -> int:
         """Returns the tokens of all batches up to a step, whatever was left out between them."""
         return self.plan.batch_sizes.through(step) * self.seq_len

@@ -55,7 +55,7 @@ class TrainingProgress:
         self._phase = ""
         self._spinner = Spinner("dots")  # one per phase: each turns from the moment at which it is first drawn
         self._train: Mapping[str, Any] | None = None
-        self._validation: dict[str, float | None] = {}
+        self._validation: dict[str, dict[str, Any]] = {}
         self._pace: deque[tuple[float, int]] = deque()
         self._last_line: tuple[float, int] | None = None
         self._live: Live | None = None
@@ -88,7 +88,9 @@ class TrainingProgress:
             case "train":
                 self._on_train(message)
             case "eval":
-                self._validation[message["name"]] = message.get("eval/perplexity")
+                self._validation[message["name"]] = {
+                    key.removeprefix("eval/"): value for key, value in message.items() if key.startswith("eval/")
+                }
                 self._print(eval_line(message))
             case "event":
                 self._on_event(message)

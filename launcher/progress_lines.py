@@ -14,6 +14,8 @@ from launcher.report.units import MISSING, plural, significant
 from launcher.report.words import weights_words
 
 _STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
+_TOLD_FIGURES = 4
+_SPELLED = {"f1": "F1", "mse": "MSE", "rmse": "RMSE", "mae": "MAE", "r2": "R2", "roc": "ROC", "pr": "PR", "auc": "area"}
 _OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
 
 
@@ -26,30 +28,46 @@ def position(message: Mapping[str, Any], seconds_left: float | None) -> str:
     return "  ".join(parts)
 
 
-def figures(message: Mapping[str, Any], validation: Mapping[str, float | None]) -> str:
-    """Loss, perplexity, speed and busiest expert of a step, and the last validation perplexity of every dataset."""
+def figures(message: Mapping[str, Any], validation: Mapping[str, Mapping[str, Any]]) -> str:
+    """Loss, perplexity, speed and busiest expert of a step, and the last validation figure of every dataset."""
     speed = message.get("speed/tokens_per_second")
+    perplexity = [f"perplexity {significant(message['train/perplexity'])}"] if "train/perplexity" in message else []
     parts = [
         f"loss {_decimals(message.get('train/loss'), 4)}",
-        f"perplexity {significant(message.get('train/perplexity'))}",
+        *perplexity,
         f"{MISSING if speed is None else format(speed, ',.0f')} tokens/s",
     ]
     load = message.get("router/largest_load")
     parts += [] if load is None else [f"busiest expert {load:.2f}x"]
-    for name, perplexity in validation.items():
+    for name, found in validation.items():
         label = "validation" if len(validation) == 1 else f"validation {name}"
-        parts.append(f"{label} {significant(perplexity)}")
+        key, value = next(iter(_told(found).items()), ("loss", found.get("loss")))
+        parts.append(f"{label} {'' if key == 'perplexity' else f'{plain(key)} '}{significant(value)}")
     return "  ".join(parts)
+
+
+def validation_line(name: str, found: Mapping[str, Any]) -> str:
+    """What an evaluation found of a dataset, by the names of its figures: a perplexity, or the figures of a task."""
+    told = ", ".join(f"{plain(key)} {significant(value)}" for key, value in _told(found).items())
+    return f"validation {told}  ({name})"
+
+
+def _told(found: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures that fit a line: the first ones."""
+    return dict([(key, value) for key, value in found.items() if key != "loss"][:_TOLD_FIGURES])
+
+
+def plain(key: str) -> str:
+    """The name of a figure as words: `f1_macro` is `F1 macro`."""
+    return " ".join(_SPELLED.get(word, word) for word in key.split("_"))
 
 
 def eval_line(message: Mapping[str, Any]) -> Text:
     """One line about an evaluation."""
-    loss, perplexity = message.get("eval/loss"), message.get("eval/perplexity")
-    return Text(
-        f"step {message['step']:,}: validation perplexity {significant(perplexity)} "
-        f"(loss {_decimals(loss, 4)}, {message['name']})",
-        style="cyan",
-    )
+    found = {key.removeprefix("eval/"): value for key, value in message.items() if key.startswith("eval/")}
+    told = ", ".join(f"{plain(key)} {significant(value)}" for key, value in _told(found).items())
+    loss = _decimals(found.get("loss"), 4)
+    return Text(f"step {message['step']:,}: validation {told} (loss {loss}, {message['name']})", style="cyan")
 
 
 def event_line(message: Mapping[str, Any]) -> Text:

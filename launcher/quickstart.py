@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ def run_quickstart(out: Path, listener: Callable[[dict[str, Any]], None]) -> Qui
     result = QuickstartResult(
         training=training,
         dataset=dataset,
-        perplexity=next(iter(training.validation.values())),
+        perplexity=next(iter(training.validation.values()))["perplexity"] or math.inf,
         bigram_perplexity=bigram_perplexity,
         text=PROMPT + _sample_text(training.run_directory),
     )

@@ -40,8 +40,8 @@ class TrainingResult:
     """`finished` or `stopped`."""
     trained_now: bool
     """False when the run was finished before the command."""
-    validation: dict[str, float]
-    """Last validation perplexity of each dataset."""
+    validation: dict[str, dict[str, float | None]]
+    """Figures of the last evaluation of each dataset: loss, and perplexity or those of the task."""
     ledger: tuple[TrainingLedger, ...]
     """Tokens of each dataset, accounted for."""
     report: StoragePath | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,22 +13,63 @@ from cluster.batches import PADDING, to_device
 from cluster.collectives import Collectives
 from cluster.config import RunConfig
 from cluster.engines.protocol import Forward, MicroBatch
+from cluster.evaluation.labelled import predict
 from cluster.record.logs import perplexity
 from cluster.topology import Topology
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
+from data_pipeline.examples import Examples
 from data_pipeline.sequences import ValidationSequences
+from llm.config import ModelConfig
+from llm.metrics.measured import Measured
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What one dataset gave."""
+
+    fields: dict[str, Any]
+    """Of an `eval` line: name, eval/loss (nats) and eval/perplexity; or of a task that learns labels its figures."""
+    measured: Measured | None = None
+    """Of such a task, on rank 0: all there is to show."""
 
 
 def evaluate_datasets(
-    model: Forward, datasets: Sequence[Dataset], config: RunConfig, *, topology: Topology, collectives: Collectives
-) -> Iterator[dict[str, Any]]:
+    model: Forward,
+    shape: ModelConfig,
+    datasets: Sequence[Dataset],
+    config: RunConfig,
+    *,
+    topology: Topology,
+    collectives: Collectives,
+    resamples: int = 0,
+) -> Iterator[Evaluated]:
     """Evaluate one dataset after another, those with a validation split; called on all ranks.
 
-    Yields:
-        Fields of an `eval` line: name, eval/loss (nats), eval/perplexity.
+    Args:
+        model: What computes.
+        shape: Of the model; its head says what it predicts.
+        datasets: In the order of the configuration.
+        config: The run.
+        topology: Place of this rank.
+        collectives: Of the ranks.
+        resamples: Bootstrap draws for intervals of what labels are measured by; 0 for none.
     """
     for dataset, label in zip(datasets, dataset_labels(datasets), strict=True):
+        if shape.head is not None:
+            found = predict(
+                model,
+                shape.head,
+                Examples(dataset, "validation", config.data.seq_len),
+                topology=topology,
+                collectives=collectives,
+                micro_batch_size=config.train.micro_batch_size,
+                max_examples=config.evaluation.max_sequences,
+            )
+            if found is not None:
+                measured = found.measured(config.task, dataset.labels.names, resamples=resamples)
+                yield Evaluated({"name": label, "eval/loss": found.loss, **_figures(measured)}, measured)
+            continue
         sequences = validation_of(dataset, config.data)
         if len(sequences) == 0:
             continue
@@ -41,7 +83,16 @@ def evaluate_datasets(
             max_sequences=config.evaluation.max_sequences,
         )
         if loss is not None:
-            yield {"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)}
+            yield Evaluated({"name": label, "eval/loss": loss, "eval/perplexity": perplexity(loss)})
+
+
+def _figures(measured: Measured | None) -> dict[str, float | None]:
+    """Fields of measures, the one that checkpoints are chosen by first."""
+    if measured is None:
+        return {}
+    first = measured.selection.name
+    ordered = {first: measured.headline[first], **measured.headline}
+    return {f"eval/{key}": value for key, value in ordered.items()}
 
 
 def evaluate(

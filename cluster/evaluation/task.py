@@ -20,6 +20,7 @@ from cluster.storage.operations import storage_path
 from cluster.text_samples import TextSampler, samples_are_written
 from cluster.topology import Topology, set_arithmetic
 from data_pipeline.dataset import Dataset
+from llm.config import ModelConfig
 from llm.generation import NewTokens, next_logits
 from llm.kv_cache import KeyValueCache
 from llm.loss import LossSums
@@ -71,14 +72,16 @@ def evaluate_checkpoint(config: RunConfig, due: DueCheckpoint, topology: Topolog
         return None
     datasets = [Dataset.open(entry.path) for entry in config.data.entries]
     verify(info)
-    model = _model(config, info, datasets, topology)
-    rows = tuple(evaluate_datasets(model, datasets, config, topology=topology, collectives=Collectives()))
+    shape = model_of_run(config, datasets[0])
+    model = _model(shape, info, topology)
+    found = evaluate_datasets(model, shape, datasets, config, topology=topology, collectives=Collectives())
+    rows = tuple(each.fields for each in found)
     samples = _samples(config, model, due.step, topology)
-    expected, found = evaluated_names(datasets, config.data), [row["name"] for row in rows]
-    if list(expected) != found or not (rows or samples):
+    expected, named = evaluated_names(datasets, config.data), [row["name"] for row in rows]
+    if list(expected) != named or not (rows or samples):
         return Outcome(
             due=due,
-            problem=f"there is nothing to measure: of the datasets {list(expected)}, {found} gave a loss, and "
+            problem=f"there is nothing to measure: of the datasets {list(expected)}, {named} gave a loss, and "
             f"{len(samples)} texts were written. Build the datasets with validation_fraction above 0.",
         )
     return Outcome(due=due, rows=rows, samples=samples)
@@ -132,9 +135,9 @@ def identity_of(info: CheckpointInfo) -> DueCheckpoint:
     )
 
 
-def _model(config: RunConfig, info: CheckpointInfo, datasets: Sequence[Dataset], topology: Topology) -> PlainModel:
+def _model(shape: ModelConfig, info: CheckpointInfo, topology: Topology) -> PlainModel:
     assert info.manifest is not None
-    model = read_model(info, model_of_run(config, datasets[0]))
+    model = read_model(info, shape)
     in_bf16 = info.manifest.run["layout"]["precision"] == "bf16"
     return PlainModel(model.to(device=topology.device, dtype=torch.bfloat16 if in_bf16 else torch.float32))
 

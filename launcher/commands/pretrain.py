@@ -40,6 +40,7 @@ def pretrain(
     from launcher.dataset_pages import token_account
     from launcher.errors import InterruptError
     from launcher.progress import TrainingProgress
+    from launcher.progress_lines import validation_line
     from launcher.training import train
 
     run_config = load_run_config(config, overrides or (), fresh=fresh)
@@ -54,8 +55,8 @@ def pretrain(
     out = results()
     if not result.trained_now:
         out.print(f"the run had finished before, at step {result.step:,}; --fresh sets it aside and begins anew")
-    for name, perplexity in result.validation.items():
-        out.print(f"validation perplexity {perplexity:.2f}  ({name})")
+    for name, found in result.validation.items():
+        out.print(validation_line(name, found))
     for entry in result.ledger:
         out.print(token_account(entry))
     out.print(_goodput(result.run_directory))
