@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from data_pipeline.skip_ledger import SkipLedger
 
 Int64Array = npt.NDArray[np.int64]
 
+_LOOKED_UP = 1 << 20  # examples at a time
 _BUCKET_TOKENS = 16
 """Batches are as long as their longest row, rounded up to this: few lengths, so that kernels are compiled for few."""
 
@@ -135,7 +137,7 @@ class TrainingExamples:
         self._examples = [
             Examples(dataset, "train", plan.config.seq_len, balanced=balanced) for dataset in plan.datasets
         ]
-        self._counted = (0, 0)
+        self._known_steps, self._known_tokens = [0], [0]
 
     def read(self, logical_indices: npt.ArrayLike) -> Batch:
         """Reads examples, -1 for a padding row. See `Examples.read`; `sample_index` is the logical index."""
@@ -156,17 +158,24 @@ class TrainingExamples:
         return lengths
 
     def tokens_through(self, step: int, skips: SkipLedger) -> int:
-        """Returns the tokens of all batches up to a step, padding not counted; quick where steps are asked in order.
+        """Returns the tokens of all batches up to a step, padding not counted; looks up those since the nearest asked.
 
         Args:
             step: The last one.
             skips: The same at every call.
         """
-        counted, tokens = self._counted if self._counted[0] <= step else (0, 0)
-        first = self.plan.config.begins_after_step
-        for each in range(max(counted, first) + 1, step + 1):
-            tokens += int(self.lengths(self.plan.batch_indices(each, skips)).sum())
-        self._counted = (step, tokens)
+        place = bisect_right(self._known_steps, step) - 1
+        known = self._known_steps[place]
+        if known == step:
+            return self._known_tokens[place]
+        tokens = self._known_tokens[place]
+        sizes, before = self.plan.batch_sizes, self.plan.config.begins_after_step
+        first, last = (sizes.through(max(each, before)) - sizes.through(before) for each in (known, step))
+        for start in range(first, last, _LOOKED_UP):
+            ordinals = np.arange(start, min(start + _LOOKED_UP, last), dtype=np.int64)
+            tokens += int(self.lengths(skips.logical(ordinals)).sum())
+        self._known_steps.insert(place + 1, step)
+        self._known_tokens.insert(place + 1, tokens)
         return tokens
 
 

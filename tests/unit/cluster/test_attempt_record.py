@@ -14,6 +14,7 @@ from cluster.train_loop import Spent, StepReport
 from data_pipeline.batch_sizes import BatchSizeStage
 from data_pipeline.config import DataConfig
 from llm.config import ModelConfig
+from llm.head_config import HeadConfig
 
 SEQ_LEN = 10
 GROWING = (BatchSizeStage(until_step=3, global_batch_size=2), BatchSizeStage(until_step=5, global_batch_size=4))
@@ -34,7 +35,9 @@ def _report(spent: Spent, *, step: int = 4, steps: int = 4, terms: dict[str, lis
 
 
 def _fields(report: StepReport, config: RunConfig = CONFIG, model: ModelConfig = MODEL) -> dict[str, Any]:
-    return train_fields(report, config, model, Topology())
+    return train_fields(
+        report, config, model, Topology(), lambda step: config.train.batch_sizes.through(step) * SEQ_LEN
+    )
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,12 @@ def test_train_line_counts_the_tokens_of_the_steps_made(
     fields = _fields(_report(Spent(training=0.5), step=step, steps=steps), config)
     assert fields["train/tokens"] == sequences * SEQ_LEN
     assert fields["speed/tokens_per_second"] == since * SEQ_LEN / 0.5
+
+
+def test_train_line_has_no_perplexity_when_labels_are_learned() -> None:
+    model = replace(MODEL, head=HeadConfig(predicts="class", outputs=2))
+    assert "train/perplexity" in _fields(_report(Spent(training=0.5)))
+    assert "train/perplexity" not in _fields(_report(Spent(training=0.5)), model=model)
 
 
 def test_speed_leaves_out_what_torch_compiled_for() -> None:

@@ -122,4 +122,4 @@ def test_outcome_is_whole_when_the_storage_fails_for_a_moment(
     monkeypatch.setattr(retry, "Backoff", partial(Backoff, sleep=waits.append))
     monkeypatch.setattr(driver, "read_lines", unsteady)
     outcome = _outcome(tmp_path, _open_plan(to_the_end, {}), 1, "finished", trained_now=True)
-    assert (outcome.validation, len(outcome.ledger), len(waits)) == ({"tiny": 2.0}, 1, 2)
+    assert (outcome.validation, len(outcome.ledger), len(waits)) == ({"tiny": {"perplexity": 2.0}}, 1, 2)
