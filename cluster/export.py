@@ -116,6 +116,11 @@ def export_checkpoint(
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
     _check_tokenizer(tokenizer, run, run_directory)
     model = trained_model(info.manifest)
+    if model.head is not None:
+        raise ExportError(
+            f"{run_directory} was trained for task {run['config']['task']}: its head is not a language model's, and "
+            "only those are exported. Export the run that it began with, or use predict."
+        )
     weights = _Weights(info, advance)
     rows = proof_rows(run["config"]["data"], tokenizer)
     found: list[tuple[Proof, int | None]] = []

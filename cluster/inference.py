@@ -20,7 +20,7 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
-from cluster.errors import RunNotFoundError, StorageError
+from cluster.errors import RunNotFoundError, RunRefusedError, StorageError
 from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
@@ -28,7 +28,7 @@ from cluster.storage.check import account_of
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, storage_path
 from cluster.storage.retry import retried
-from cluster.tasks import head_in
+from cluster.tasks import LABELS, head_in
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -54,6 +54,11 @@ class LoadedModel:
     dataset_paths: tuple[str, ...]
     step: int
     run_directory: StoragePath
+    task: str = "pretrain"
+    label_kind: str | None = None
+    """Of a task that learns labels; see `data_pipeline.label_config.LabelsConfig`."""
+    label_names: tuple[str, ...] = ()
+    """What its outputs mean; none of numbers."""
 
 
 def load_run(reference: str, device: str = "cpu") -> LoadedModel:
@@ -75,7 +80,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
     shape = replace(ModelConfig.from_json(run["config"]["model"]), head=head_in(run))
     model = read_model(info, resolve_model(shape, tokenizer.vocab_size), device)
-    data = run["config"]["data"]
+    data, labels = run["config"]["data"], run.get(LABELS, {})
     return LoadedModel(
         model=model.to(device).eval(),
         tokenizer=tokenizer,
@@ -83,6 +88,9 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
         dataset_paths=dataset_paths(data),
         step=info.step,
         run_directory=run_directory,
+        task=run["config"].get("task", "pretrain"),
+        label_kind=labels.get("kind"),
+        label_names=tuple(labels.get("names", ())),
     )
 
 
@@ -137,13 +145,9 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
     Raises:
         DatasetError: The dataset was built with another tokenizer, or has no validation split.
     """
+    require_text_model(loaded)
     dataset = Dataset.open(dataset_path)
-    if dataset.tokenizer_hash != loaded.tokenizer.hash:
-        raise DatasetError(
-            f"dataset {dataset.directory} was built with tokenizer {dataset.tokenizer_hash}, and the model was trained "
-            f"with {loaded.tokenizer.hash}: their token ids mean different text. Build the dataset with "
-            f"`tokenizer: {{path: {loaded.run_directory / TOKENIZER_NAME}}}`."
-        )
+    check_tokenizer(loaded, dataset)
     sequences = ValidationSequences(dataset, loaded.data.seq_len, loaded.data.document_mask)
     if len(sequences) == 0:
         raise DatasetError(
@@ -161,6 +165,33 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
     return _figures(loss_sum, weight_sum, sequences.stream.tokens)
 
 
+def check_tokenizer(loaded: LoadedModel, dataset: Dataset) -> None:
+    """Refuse a dataset whose token ids mean something else to the model.
+
+    Raises:
+        DatasetError: It was built with another tokenizer.
+    """
+    if dataset.tokenizer_hash != loaded.tokenizer.hash:
+        raise DatasetError(
+            f"dataset {dataset.directory} was built with tokenizer {dataset.tokenizer_hash}, and the model was trained "
+            f"with {loaded.tokenizer.hash}: their token ids mean different text. Build the dataset with "
+            f"`tokenizer: {{path: {loaded.run_directory / TOKENIZER_NAME}}}`."
+        )
+
+
+def require_text_model(loaded: LoadedModel) -> None:
+    """Refuse a model that predicts labels where text is to be predicted.
+
+    Raises:
+        RunRefusedError: It is one.
+    """
+    if loaded.model.config.head is not None:
+        raise RunRefusedError(
+            f"{loaded.run_directory} predicts labels (task {loaded.task}), not text. Use predict, or evaluate on a "
+            "labelled dataset."
+        )
+
+
 def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
     """Mean cross entropy of a text as one document, cut into sequences of the length trained with.
 
@@ -168,6 +199,7 @@ def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
         loss (nats per token), perplexity, tokens (targets scored, the end of the document included), total_tokens
         (with the beginning of the document, which is not scored).
     """
+    require_text_model(loaded)
     tokenizer, length = loaded.tokenizer, loaded.data.seq_len
     tokens = [tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)), tokenizer.eos_id]
     loss_sum = weight_sum = 0.0

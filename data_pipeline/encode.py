@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.labels import NO_LABEL, LabelCounts, LabelMap, LabelsHash, label_field
 from data_pipeline.manifest import SPLITS, BuildLedger, LabelsRecord, ShardRecord, SourceRecord, SplitRecord
+from data_pipeline.readers import Word
 from data_pipeline.shards import ShardWriter, token_dtype
 from data_pipeline.survey import (
     CleanDocument,
@@ -144,7 +145,7 @@ def encode_corpus(
             for group in _groups(source, config, counts):
                 encoded = _encode(group, tokenizer, threads)
                 for document, (ids, last_pieces) in zip(group, encoded, strict=True):
-                    framed = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
+                    framed = _framed(ids, tokenizer).astype(dtype)
                     split = survey.split_of(document)
                     writers[split].add(document, framed, last_pieces)
                     counts.kept(document.size_bytes)
@@ -187,21 +188,46 @@ def _encode(
 
 
 def _encode_words(document: CleanDocument, tokenizer: Tokenizer, threads: int) -> tuple[npt.NDArray[Any], list[int]]:
-    """Each word by itself, so that no piece belongs to two of them."""
     assert document.words is not None
-    before = [False, *(word.space_after for word in document.words[:-1])]
-    spelled = [
-        " " + word.text if space and not tokenizer.adds_space else word.text
-        for word, space in zip(document.words, before, strict=True)
-    ]
-    encoded = tokenizer.encode_batch(spelled, threads)
+    encoded = _by_word(document.words, tokenizer, threads)
     for word, ids in zip(document.words, encoded, strict=True):
         if not len(ids):
             raise CorpusError(
                 f"Source {document.source!r}: the word {word.text!r} of {document.document_id} gives no token, so that "
                 "its label has no place. Mend or remove it."
             )
-    return np.concatenate(encoded), np.cumsum([len(ids) for ids in encoded]).tolist()
+    return np.concatenate(encoded), _ends(encoded)
+
+
+def framed_text(text: str, tokenizer: Tokenizer) -> npt.NDArray[Any]:
+    """Returns the tokens of a text as a document of a dataset has them: BOS, text, EOS. Shape: (tokens,)."""
+    return _framed(tokenizer.encode(text), tokenizer)
+
+
+def framed_words(words: Sequence[Word], tokenizer: Tokenizer) -> tuple[npt.NDArray[Any], list[int]]:
+    """Returns the tokens of a document whose words are labelled, and the place of each word's last one."""
+    encoded = _by_word(words, tokenizer)
+    return _framed(np.concatenate(encoded), tokenizer), _ends(encoded)
+
+
+def _framed(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[Any]:
+    return np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id]))
+
+
+def _by_word(words: Sequence[Word], tokenizer: Tokenizer, threads: int = 1) -> list[npt.NDArray[Any]]:
+    """Each word by itself, so that no piece belongs to two of them."""
+    before = [False, *(word.space_after for word in words[:-1])]
+    spelled = [
+        " " + word.text if space and not tokenizer.adds_space else word.text
+        for word, space in zip(words, before, strict=True)
+    ]
+    return list(tokenizer.encode_batch(spelled, threads))
+
+
+def _ends(encoded: Sequence[npt.NDArray[Any]]) -> list[int]:
+    """The last token of each word, counted with BOS before them."""
+    ends: list[int] = np.cumsum([len(ids) for ids in encoded]).tolist()
+    return ends
 
 
 def _groups(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[list[CleanDocument]]:

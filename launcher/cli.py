@@ -17,6 +17,7 @@ from launcher.commands import (
     evaluate,
     generate,
     jobs,
+    predict,
     pretrain,
     quickstart,
     report,
@@ -106,6 +107,7 @@ def longhaul(
 quickstart.register(app)
 app.add_typer(data.app, name="data")
 pretrain.register(app)
+predict.register(app)
 evaluate.register(app)
 generate.register(app)
 app.add_typer(checkpoint.app, name="checkpoint")

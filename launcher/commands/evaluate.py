@@ -33,7 +33,10 @@ def evaluate(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print loss and perplexity of a trained model on held-out documents or on a text of yours."""
+    """Print loss and perplexity of a trained model on held-out documents or on a text of yours.
+
+    A model that learned labels is measured on labelled documents, with 95 % intervals.
+    """
     from launcher.directories import require_dataset, require_run_or_checkpoint
     from launcher.errors import UsageError
 
@@ -47,6 +50,11 @@ def evaluate(
     from cluster.inference import evaluate_dataset, evaluate_text, load_run
 
     loaded = load_run(run_or_checkpoint)
+    if loaded.label_kind is not None and content is None:
+        from launcher.measure_pages import print_measures
+
+        print_measures(loaded, [str(dataset)] if dataset is not None else list(loaded.dataset_paths), as_json=as_json)
+        return
     if content is not None:
         scored = {str(text): evaluate_text(loaded, content)}
     else:

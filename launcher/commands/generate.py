@@ -110,9 +110,10 @@ def generate(
     except GenerationError as error:
         raise UsageError(str(error)) from error
 
-    from cluster.inference import load_run
+    from cluster.inference import load_run, require_text_model
 
     loaded = load_run(run_or_checkpoint)
+    require_text_model(loaded)
     if as_json:
         _print_lines(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size))
     elif len(asked) > 1:
