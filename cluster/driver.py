@@ -21,6 +21,7 @@ from cluster.initial_weights import InitialWeights, check_initial_weights, check
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
 from cluster.lease import Lease, forget, hold
+from cluster.never_reached import never_reached
 from cluster.on_ray.preflight import check_cluster, examine_node
 from cluster.on_ray.ray_cluster import Cluster, connect
 from cluster.on_ray.session import Desk, Listener, train_on_ray
@@ -116,6 +117,9 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     if isinstance(storage, Path):
         prepare_storage(storage)
     newest = None if fresh or is_half_set_aside(directory) else _check_continuation(config, plan, directory)
+    if newest is None:
+        for told in never_reached(config):
+            logger.warning(told)
     begins = newest is None and config.initialize_from is not None
     weights = check_initial_weights(config, plan, facts) if begins else None
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
