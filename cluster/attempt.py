@@ -341,6 +341,7 @@ class _Attempt:
             TrainingSequences(self._plan).read,
             topology=self._topology,
             micro_batch_size=self._config.train.micro_batch_size,
+            one_shape=self._config.train.compile,
             document_mask=self._config.data.document_mask,
             dropout_seed=self._config.seed if self._shop.model.has_dropout else None,
             first_step=self._step + 1,
