@@ -355,6 +355,7 @@ class _Attempt:
             self._sequences.lengths if isinstance(self._sequences, TrainingExamples) else None,
             topology=self._topology,
             micro_batch_size=self._config.train.micro_batch_size,
+            one_shape=self._config.train.compile,
             document_mask=masks_documents(self._config.data),
             dropout_seed=self._config.seed if self._shop.model.has_dropout else None,
             first_step=self._step + 1,

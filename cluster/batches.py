@@ -41,29 +41,36 @@ def rows_of_rank(
     rank: int,
     world_size: int,
     micro_batch_size: int,
+    *,
+    one_shape: bool = False,
     lengths: npt.NDArray[np.int64] | None = None,
 ) -> npt.NDArray[np.int64]:
-    """Rows of a global batch that one rank computes, filled up with padding.
+    """Rows of a global batch that one rank computes, in as many micro-batches of as many rows as every other rank.
+
+    Where rows do not fill them all, micro-batches are as small as their count allows, and padding fills the rest.
 
     Args:
         indices: [B] logical sequence indices of the global batch.
         rank: This rank.
         world_size: Number of ranks; may be anything, also a number that does not divide B.
-        micro_batch_size: Rows in one forward pass.
+        micro_batch_size: Rows in one forward pass at most.
+        one_shape: Fill every micro-batch up to that, whatever the batch: the shape is the same at every step.
         lengths: [B] tokens of each row, where they differ: rows of like length are then put together, to pad little,
             and long ones are shared out over the ranks.
 
     Returns:
-        [micro_batches, micro_batch_size] indices, -1 where there is no row. All ranks together hold each index once.
+        [micro_batches, rows of each] indices, -1 where there is no row. All ranks together hold each index once.
     """
     count = micro_batch_count(len(indices), world_size, micro_batch_size)
-    rows = np.full(count * micro_batch_size, PADDING, dtype=np.int64)
+    most_rows = -(-len(indices) // world_size)
+    width = micro_batch_size if one_shape else -(-most_rows // count)
+    rows = np.full(count * width, PADDING, dtype=np.int64)
     if lengths is None:
         mine = np.array_split(indices, world_size)[rank]
     else:
         mine = indices[np.argsort(-lengths, kind="stable")][rank::world_size]
     rows[: len(mine)] = mine
-    return rows.reshape(count, micro_batch_size)
+    return rows.reshape(count, width)
 
 
 def to_device(batch: Batch, device: str) -> MicroBatch:
@@ -82,7 +89,11 @@ def to_device(batch: Batch, device: str) -> MicroBatch:
 
 
 class Feeder:
-    """Reads the batches of coming steps in a thread, so that the step path finds them ready."""
+    """Reads the batches of coming steps in a thread, so that the step path finds them ready.
+
+    With `one_shape` micro-batches have the same shape at every step, as compiled layers need it: torch makes a form for
+    any size of what was seen in two, so that what a step computes would depend on the steps made in its process.
+    """
 
     def __init__(
         self,
@@ -92,6 +103,7 @@ class Feeder:
         *,
         topology: Topology,
         micro_batch_size: int,
+        one_shape: bool,
         document_mask: bool,
         dropout_seed: int | None,
         first_step: int,
@@ -102,6 +114,7 @@ class Feeder:
         self._lengths = lengths
         self._topology = topology
         self._micro_batch_size = micro_batch_size
+        self._one_shape = one_shape
         self._document_mask = document_mask
         self._dropout_seed = dropout_seed
         self._steps = range(first_step, last_step + 1)
@@ -119,8 +132,14 @@ class Feeder:
     def batch(self, step: int) -> RankBatch:
         """Read one step's batch here and now."""
         indices, here = self._batch_indices(step), self._topology
-        lengths = None if self._lengths is None else self._lengths(indices)
-        rows = rows_of_rank(indices, here.rank, here.world_size, self._micro_batch_size, lengths)
+        rows = rows_of_rank(
+            indices,
+            here.rank,
+            here.world_size,
+            self._micro_batch_size,
+            one_shape=self._one_shape,
+            lengths=None if self._lengths is None else self._lengths(indices),
+        )
         batches = [self._read(part) for part in rows]
         micro_batches = tuple(self._on_device(step, *each) for each in zip(batches, rows, strict=True))
         weight_sum = float(sum(part.loss_weights.sum(dtype=np.float64) for part in batches))

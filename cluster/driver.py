@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -21,6 +21,7 @@ from cluster.initial_weights import InitialWeights, check_initial_weights, check
 from cluster.jobs.guardian import Charge, start_guardian
 from cluster.jobs.submission import Submission
 from cluster.lease import Lease, forget, hold
+from cluster.never_reached import never_reached
 from cluster.on_ray.preflight import check_cluster, examine_node
 from cluster.on_ray.ray_cluster import Cluster, connect
 from cluster.on_ray.session import Desk, Listener, train_on_ray
@@ -28,7 +29,7 @@ from cluster.record.logs import METRICS_NAME, EventsLog, read_lines
 from cluster.record.post_mortem import write_post_mortem
 from cluster.record.wandb_mirror import Mode, TrackingSettings, announce_failure, check_reachable
 from cluster.resolution import model_of_run, open_plan
-from cluster.resume import check_plan, check_resume
+from cluster.resume import Change, check_plan, check_resume, not_applied
 from cluster.run_directory import (
     PUBLISHED_STEP,
     RUN_NAME,
@@ -70,6 +71,8 @@ class RunOutcome:
     """Tokens of each dataset, accounted for."""
     trained_now: bool
     """False when the run was finished before the command."""
+    not_applied: tuple[Change, ...] = ()
+    """Where it was: what the command asks for otherwise than the run was made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,9 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
     if isinstance(storage, Path):
         prepare_storage(storage)
     newest = None if fresh or is_half_set_aside(directory) else _check_continuation(config, plan, directory)
+    if newest is None:
+        for told in never_reached(config):
+            logger.warning(told)
     begins = newest is None and config.initialize_from is not None
     weights = check_initial_weights(config, plan, facts) if begins else None
     if newest is None and launch.wandb_mode == "online" and config.wandb.mode == "online":
@@ -131,7 +137,8 @@ def run_training(config: RunConfig, launch: Launch, listener: Listener) -> RunOu
                 events = EventsLog(directory, clock=time.time, token=lease.token)
                 if _seen(lambda: events.last() == "finished", "the run's last event") is False:
                     events.write("finished", step=newest.step)
-                return _outcome(directory, plan, newest.step, "finished", trained_now=False)
+                outcome = _outcome(directory, plan, newest.step, "finished", trained_now=False)
+                return replace(outcome, not_applied=_not_applied(config, newest))
             cluster = cluster or _join(launch, directory, held, say)
             fingerprints = {entry.path: dataset.fingerprint for entry, dataset in _datasets(config, plan)}
             device = newest.manifest.run["layout"]["device"] if newest and newest.manifest else None
@@ -320,6 +327,11 @@ def _check_continuation(config: RunConfig, plan: DataPlan, directory: StoragePat
     check_resume(newest.manifest.run["config"], config_as_dict(config), step=newest.step, run=config.name)
     check_plan(newest.manifest.run["data_plan"], plan.describe(), step=newest.step, run=config.name)
     return newest
+
+
+def _not_applied(config: RunConfig, newest: CheckpointInfo) -> tuple[Change, ...]:
+    assert newest.manifest is not None
+    return tuple(not_applied(newest.manifest.run["config"], config_as_dict(config)))
 
 
 def _keep_tokenizer(config: RunConfig, directory: StoragePath) -> None:

@@ -79,10 +79,10 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     run = info.manifest.run
     tokenizer = read_tokenizer(run_directory / TOKENIZER_NAME)
     shape = replace(ModelConfig.from_json(run["config"]["model"]), head=head_in(run))
-    model = read_model(info, resolve_model(shape, tokenizer.vocab_size), device)
+    config = resolve_model(shape, tokenizer.vocab_size)
     data, labels = run["config"]["data"], run.get(LABELS, {})
     return LoadedModel(
-        model=model.to(device).eval(),
+        model=read_model(info, config, device, torch.float32),
         tokenizer=tokenizer,
         data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
         dataset_paths=dataset_paths(data),
@@ -104,29 +104,30 @@ def dataset_paths(data: Mapping[str, Any]) -> tuple[str, ...]:
     return (named,) if isinstance(named, str) else tuple(entry["path"] for entry in named)
 
 
-def read_model(info: CheckpointInfo, config: ModelConfig, device: str = "cpu") -> Transformer:
-    """The model of a checkpoint, in fp32 on the CPU.
+def read_model(info: CheckpointInfo, config: ModelConfig, device: str, dtype: torch.dtype) -> Transformer:
+    """The model of a checkpoint, not for training.
 
     Args:
         info: The checkpoint, its files verified.
         config: The model, with the tokenizer's size put in.
-        device: Where it will compute.
+        device: Where it computes.
+        dtype: In which it computes; the checkpoint's numbers are fp32.
 
     Raises:
         CheckpointError: The checkpoint is of another model, or cannot be read.
     """
     assert info.manifest is not None
-    model = Transformer(config, _attention(config, device))
+    model = Transformer(config, _attention(config, device, dtype))
     reader = CheckpointReader(info.directory, info.manifest)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(reader.whole(name))
-    return model
+    return model.to(device=device, dtype=dtype).eval()
 
 
-def _attention(config: ModelConfig, device: str) -> str:
+def _attention(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
     """The run's own backend, or `auto` where this device cannot have it: it binds no one how a model was trained."""
-    needs = attention_needs(config, device, documents=True, training=False)
+    needs = attention_needs(config, device, documents=True, training=False, dtype=dtype)
     try:
         return resolve_attention(config.attention, needs).name
     except AttentionBackendError as error:

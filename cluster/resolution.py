@@ -11,12 +11,12 @@ from cluster.config import RunConfig
 from cluster.engines.zero_options import check_zero, check_zero_precision
 from cluster.errors import RunRefusedError
 from cluster.tasks import head_in, head_of, learns_labels
-from cluster.topology import Layout, Topology, resolve_precision
+from cluster.topology import Layout, Precision, Topology, resolve_precision
 from cluster.versions import library_versions
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
-from llm.attention import resolve_attention
+from llm.attention import ResolvedAttention, resolve_attention
 from llm.config import ModelConfig
 from llm.expert_backends import resolve_experts
 from llm.transformer import attention_needs
@@ -88,6 +88,23 @@ def masks_documents(data: DataConfig) -> bool:
     return data.document_mask and data.packing == "stream"
 
 
+def attention_of(config: RunConfig, device: str, precision: Precision) -> ResolvedAttention:
+    """The attention backend of a run's training.
+
+    Args:
+        config: The run.
+        device: What its workers compute on; of a GPU, that of this process.
+        precision: Resolved.
+
+    Raises:
+        AttentionBackendError: The one that is named cannot serve there.
+    """
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    documents = masks_documents(config.data)
+    needs = attention_needs(config.model, device, documents=documents, training=True, dtype=dtype)
+    return resolve_attention(config.model.attention, needs)
+
+
 def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None) -> tuple[Layout, list[str]]:
     """The layout of an attempt, and why each `auto` became what it is, for log and record.
 
@@ -98,19 +115,13 @@ def resolve_layout(config: RunConfig, topology: Topology, zero_stage: int | None
 
     Raises:
         RunRefusedError: A ZeRO option that the device, the workers or the precision cannot serve.
+        AttentionBackendError: The attention backend that is named cannot serve there.
     """
     precision, why_precision = resolve_precision(config.train.precision, topology.device)
     if zero_stage is not None:
         check_zero(config.zero, device=topology.device, workers=topology.world_size)
         check_zero_precision(config.zero, precision)
-    needs = attention_needs(
-        config.model,
-        topology.device,
-        documents=masks_documents(config.data),
-        training=True,
-        dtype=torch.bfloat16 if precision == "bf16" else torch.float32,
-    )
-    attention, why_attention = resolve_attention(config.model.attention, needs)
+    attention, why_attention = attention_of(config, topology.device, precision)
     experts, why_experts = None, ""
     if config.model.num_experts is not None:
         experts, why_experts = resolve_experts(config.model.experts)

@@ -107,6 +107,17 @@ def check_resume(before: Mapping[str, Any], after: Mapping[str, Any], *, step: i
     return logged
 
 
+def not_applied(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """What a run that has finished was asked for in vain; its place and that of its data are no part of it.
+
+    Args:
+        before: Configuration in its last checkpoint, as plain values.
+        after: Configuration asked for now, which `check_resume` allows.
+    """
+    places = ("storage", "name", BY_FINGERPRINT)
+    return [change for change in changes(completed(before), after) if not _under(change.key, places)]
+
+
 def completed(document: Mapping[str, Any], kind: type = RunConfig) -> dict[str, Any]:
     """A configuration with the keys that its writer did not know yet, each at its default.
 

@@ -137,14 +137,12 @@ def training_lines(texts: Iterable[str]) -> Iterator[str]:
 def _training_problem(message: str, config: TokenizerTrainingConfig) -> str:
     if found := _TOO_HIGH.search(message):
         return (
-            f"tokenizer.train.vocab_size is {config.vocab_size}, more than this text has pieces for: the "
-            "largest that "
+            f"tokenizer.train.vocab_size is {config.vocab_size}, more than this text has pieces for: the largest that "
             f"works is {found[1]}. Set tokenizer.train.vocab_size={found[1]} or less, or add text."
         )
     if found := _TOO_LOW.search(message):
         return (
-            f"tokenizer.train.vocab_size is {config.vocab_size}, less than the {found[1]} pieces that "
-            "bytes, control "
+            f"tokenizer.train.vocab_size is {config.vocab_size}, less than the {found[1]} pieces that bytes, control "
             f"pieces and the text's characters take. Set tokenizer.train.vocab_size={int(found[1]) + 1} or more, or "
             f"lower tokenizer.train.character_coverage (now {config.character_coverage:g})."
         )
@@ -169,8 +167,7 @@ class Tokenizer:
             self._processor.LoadFromSerializedProto(model)
         except RuntimeError as error:
             raise TokenizerError(
-                f"{where} ({len(model)} bytes) is not a SentencePiece model. Give a .model file, as `data "
-                "tokenizer` "
+                f"{where} ({len(model)} bytes) is not a SentencePiece model. Give a .model file, as `data tokenizer` "
                 "writes it."
             ) from error
         self.vocab_size: int = self._processor.vocab_size()
@@ -180,8 +177,7 @@ class Tokenizer:
         for name, value in (("BOS", self.bos_id), ("EOS", self.eos_id)):
             if value < 0:
                 raise TokenizerError(
-                    f"The SentencePiece model {where} has no {name} piece, by which documents are told "
-                    "apart. Train it "
+                    f"The SentencePiece model {where} has no {name} piece, by which documents are told apart. Train it "
                     f"with {name.lower()}_id set, or train one with `data tokenizer`."
                 )
 
@@ -196,8 +192,7 @@ class Tokenizer:
             return cls(Path(path).read_bytes(), str(path))
         except OSError as error:
             raise TokenizerError(
-                f"The tokenizer {path} cannot be read ({error.strerror}). Check tokenizer.path, or train "
-                "one with "
+                f"The tokenizer {path} cannot be read ({error.strerror}). Check tokenizer.path, or train one with "
                 "`data tokenizer CONFIG`."
             ) from error
 

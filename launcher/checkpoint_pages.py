@@ -93,6 +93,9 @@ def export_table(facts: Mapping[str, Any]) -> Table:
         f"proven: at {proof['positions']:,} positions at most {proof['relative_difference']:.1e} of their scale apart",
     )
     rows.add_row("compared on", facts["proven_on"])
+    if facts["left_out"]:
+        said = ", ".join(f"{name} {value:g}" for name, value in facts["left_out"].items())
+        rows.add_row("left out", f"{said}: the family has no word for it, and it matters in training alone")
     return rows
 
 

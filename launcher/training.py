@@ -23,6 +23,7 @@ from launcher.errors import ConfigError
 from launcher.samples import is_sample, resolve_datasets, resolve_samples
 
 if TYPE_CHECKING:
+    from cluster.resume import Change
     from data_pipeline.plan import TrainingLedger
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,8 @@ class TrainingResult:
     """`finished` or `stopped`."""
     trained_now: bool
     """False when the run was finished before the command."""
+    not_applied: tuple[Change, ...]
+    """Where it was: what the command asks for otherwise than the run was made."""
     validation: dict[str, dict[str, float | None]]
     """Figures of the last evaluation of each dataset: loss, and perplexity or those of the task."""
     ledger: tuple[TrainingLedger, ...]
@@ -82,6 +85,7 @@ def train(config: RunConfig, *, fresh: bool, listener: Callable[[dict[str, Any]]
         step=outcome.step,
         status=outcome.status,
         trained_now=outcome.trained_now,
+        not_applied=outcome.not_applied,
         validation=outcome.validation,
         ledger=outcome.ledger,
         report=_write_report(outcome.run_directory),

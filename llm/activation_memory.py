@@ -100,7 +100,7 @@ def _feed_forward_backward_bytes(config: ModelConfig, batch: MicroBatch) -> int:
     where the gate is undone twice as much once more, or that of the first matrix when all that was kept is gone."""
     N, D, p = batch.tokens, config.hidden_size, batch.product_bytes
     if config.num_experts is not None:  # on either side of the activation, or of the weighing of outputs
-        return N * p * config.num_experts_per_tok * max(2 * config.expert_size, 3 * D)
+        return N * p * config.num_experts_per_tok * 3 * max(config.expert_size, D)
     matrix = D * (6 if batch.arithmetic == "autocast" else p)  # which autocast makes fp32
     gate = max(2 * N * p, 2 * matrix - 2 * N * p) if config.gated_mlp else 0
     return config.intermediate_size * (N * p + max(matrix, gate))
@@ -161,7 +161,7 @@ def _experts_bytes(config: ModelConfig, batch: MicroBatch, E: int) -> int:
     router's probabilities and logits, which are made of fp32 forms of its input and its weight."""
     N, B, C, p = batch.tokens, batch.sequences, config.num_experts_per_tok, batch.product_bytes
     normalized = 4 * N * (C + 1) if config.norm_topk_prob else 0
-    rows = N * C * ((2 * config.hidden_size + 4 * config.expert_size + 1) * p + 3 * _ID_BYTES)
+    rows = N * C * ((2 * config.hidden_size + 3 * config.expert_size + 1) * p + 3 * _ID_BYTES)
     router = N * (4 * config.hidden_size + 8 * E + 9) + 4 * (E + B * E + B)
     weight = 4 * E * config.hidden_size if batch.stream_bytes == 2 else 0
     return rows + normalized + router + weight

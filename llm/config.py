@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from llm.model_config import STRICT, ModelConfig, RopeScaling
+from llm.config_rules import STRICT, require_positive
+from llm.model_config import ModelConfig, RopeScaling
 
 __all__ = ["STRICT", "ModelConfig", "OptimizerConfig", "OptimizerName", "RopeScaling", "ScheduleConfig"]
 
@@ -51,8 +52,8 @@ class OptimizerConfig:
     """Largest global gradient norm; larger gradients are scaled down to it. Null means no clipping."""
 
     def __post_init__(self) -> None:
-        _require_positive("learning_rate", self.learning_rate)
-        _require_positive("eps", self.eps)
+        require_positive("learning_rate", self.learning_rate)
+        require_positive("eps", self.eps)
         if self.weight_decay < 0:
             raise ValueError(f"weight_decay is {self.weight_decay}, and a decay cannot be negative. Use 0 for none.")
         for name, optimizers in _OPTIMIZERS_OF_FIELD.items():
@@ -71,7 +72,7 @@ class OptimizerConfig:
         if not 1 <= self.ns_steps < 100:
             raise ValueError(f"ns_steps is {self.ns_steps}: it must be from 1 to 99.")
         if self.gradient_clip_norm is not None:
-            _require_positive("gradient_clip_norm", self.gradient_clip_norm)
+            require_positive("gradient_clip_norm", self.gradient_clip_norm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +97,8 @@ class ScheduleConfig:
         if self.decay_steps is not None:
             if self.name != "wsd":
                 raise ValueError(f"decay_steps belongs to the wsd schedule, and schedule.name is {self.name}. Drop it.")
-            _require_positive("decay_steps", self.decay_steps)
+            require_positive("decay_steps", self.decay_steps)
         if not 0 <= self.min_learning_rate_ratio <= 1:
             raise ValueError(
                 f"min_learning_rate_ratio is {self.min_learning_rate_ratio}: it is a fraction of the peak, from 0 to 1."
             )
-
-
-def _require_positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise ValueError(f"{name} is {value}, and must be above 0.")

@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llm.errors import ExpertsBackendError
+from llm.fused import gated, plain_gated
 
-Activation = Callable[[Tensor], Tensor]
-"""Elementwise, on the gate's half of the hidden values."""
-
-MixExperts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Activation], Tensor]
+MixExperts = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, str], Tensor]
 """mix(x_ND, experts_NC, weights_NC, gate_up_projections, down_EDF, activation) -> ND in the dtype of x: the sum over a
 token's C different experts of weight * down(activation(gate(x)) * up(x)). gate_up_projections has shape (E, 2 F, D),
-gate first."""
+gate first; the activation is named as in `llm.fused.ACTIVATIONS`."""
 
 _BLACKWELL = 10
 """Major compute capability from which torch's kernel leaves the weight gradient of an expert without tokens unwritten:
@@ -36,20 +34,20 @@ class ResolvedExperts(NamedTuple):
 
 
 def eager_experts(
-    x_ND: Tensor, experts_NC: Tensor, weights_NC: Tensor, gate_up: Tensor, down_EDF: Tensor, activation: Activation
+    x_ND: Tensor, experts_NC: Tensor, weights_NC: Tensor, gate_up: Tensor, down_EDF: Tensor, activation: str
 ) -> Tensor:
     """The obvious way: each expert in turn looks for its tokens; sums in fp32. Waits for the device once per expert."""
     mixed_ND = torch.zeros_like(x_ND, dtype=torch.float32)
     for expert, (its_gate_up, its_down_DF) in enumerate(zip(gate_up.unbind(), down_EDF.unbind(), strict=True)):
         tokens_M, choices_M = torch.where(experts_NC == expert)
-        gate_MF, up_MF = F.linear(x_ND[tokens_M], its_gate_up).chunk(2, dim=-1)
-        down_MD = F.linear(activation(gate_MF) * up_MF, its_down_DF)
+        hidden_MF = plain_gated(F.linear(x_ND[tokens_M], its_gate_up), activation)
+        down_MD = F.linear(hidden_MF, its_down_DF)
         mixed_ND.index_add_(0, tokens_M, down_MD.float() * weights_NC[tokens_M, choices_M, None])
     return mixed_ND.to(x_ND.dtype)
 
 
 def grouped_experts(
-    x_ND: Tensor, experts_NC: Tensor, weights_NC: Tensor, gate_up: Tensor, down_EDF: Tensor, activation: Activation
+    x_ND: Tensor, experts_NC: Tensor, weights_NC: Tensor, gate_up: Tensor, down_EDF: Tensor, activation: str
 ) -> Tensor:
     """Assignments sorted by expert, so that each matrix is one grouped product over all of them.
 
@@ -61,8 +59,8 @@ def grouped_experts(
     places_NC = torch.empty_like(order_S).scatter_(0, order_S, torch.arange(len(order_S), device=order_S.device))
     places_NC = places_NC.view_as(experts_NC)
     x_SD: Tensor = _Dispatch.apply(x_ND, order_S, places_NC)  # type: ignore[no-untyped-call]
-    gate_SF, up_SF = grouped_product(x_SD, gate_up, ends_E).chunk(2, dim=-1)
-    down_SD = grouped_product(activation(gate_SF) * up_SF, down_EDF, ends_E)
+    hidden_SF = gated(grouped_product(x_SD, gate_up, ends_E), activation)
+    down_SD = grouped_product(hidden_SF, down_EDF, ends_E)
     down_NCD: Tensor = _Return.apply(down_SD, order_S, places_NC)  # type: ignore[no-untyped-call]
     return (down_NCD * weights_NC[..., None].to(down_NCD.dtype)).sum(dim=1)
 

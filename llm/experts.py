@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from llm.expert_backends import Activation, experts_backend
+from llm.expert_backends import experts_backend
 
 
 class RouterSums(NamedTuple):
@@ -49,9 +49,7 @@ class Experts(nn.Module):
     A module of its own that uses its parameters in its own forward pass: sharded ones exist only there.
     """
 
-    def __init__(
-        self, hidden_size: int, expert_size: int, num_experts: int, activation: Activation, backend: str
-    ) -> None:
+    def __init__(self, hidden_size: int, expert_size: int, num_experts: int, activation: str, backend: str) -> None:
         super().__init__()
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * expert_size, hidden_size))
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, expert_size))
@@ -92,7 +90,7 @@ class MixtureOfExperts(nn.Module):
         experts_per_token: C, from 1 to E.
         normalize_weights: Divide a token's C probabilities by their sum: Mixtral's rule, and Qwen3-MoE's where
             norm_topk_prob is set.
-        activation: Of the gate; silu in both.
+        activation: Of the gate, by its name in `llm.fused`; silu in both.
         backend: Name of a way to compute the experts, already resolved (see `resolve_experts`).
 
     Raises:
@@ -107,7 +105,7 @@ class MixtureOfExperts(nn.Module):
         num_experts: int,
         experts_per_token: int,
         normalize_weights: bool,
-        activation: Activation,
+        activation: str,
         backend: str,
     ) -> None:
         super().__init__()

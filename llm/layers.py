@@ -186,7 +186,7 @@ def make_feed_forward(config: ModelConfig) -> nn.Module:
         num_experts=config.num_experts,
         experts_per_token=config.num_experts_per_tok,
         normalize_weights=config.norm_topk_prob,
-        activation=ACTIVATIONS[config.hidden_act],
+        activation=config.hidden_act,
         backend=resolve_experts(config.experts).name,
     )
 

@@ -124,7 +124,7 @@ def _held(cache: KeyValueCache, layer: int, visible: Visibility) -> Visibility:
 
 
 def attention_needs(
-    config: ModelConfig, device: str, *, documents: bool, training: bool, dtype: torch.dtype = torch.float32
+    config: ModelConfig, device: str, *, documents: bool, training: bool, dtype: torch.dtype
 ) -> AttentionNeeds:
     """What the attention of a model asks of a backend.
 

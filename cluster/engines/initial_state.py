@@ -13,12 +13,8 @@ from llm.config import ModelConfig
 from llm.initialization import initial_value
 
 
-class InitialState:
-    """Initial values by (seed, name). Any rank can make any fragment, so no topology changes them."""
-
-    def __init__(self, config: ModelConfig, seed: int) -> None:
-        self._config = config
-        self._seed = seed
+class _NothingGathered:
+    """Of an optimizer that has seen nothing yet."""
 
     def scalars(self, name: str) -> Mapping[str, float]:
         """No parameter has been updated yet."""
@@ -27,6 +23,14 @@ class InitialState:
     def tensor_names(self, name: str) -> Sequence[str]:
         """The optimizer has no state yet."""
         return ()
+
+
+class InitialState(_NothingGathered):
+    """Initial values by (seed, name). Any rank can make any fragment, so no topology changes them."""
+
+    def __init__(self, config: ModelConfig, seed: int) -> None:
+        self._config = config
+        self._seed = seed
 
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         """The fragment's initial fp32 values; one whole parameter is held at a time."""
@@ -40,7 +44,7 @@ class InitialState:
         target.copy_(self.read(fragment, state))
 
 
-class WeightsByName:
+class WeightsByName(_NothingGathered):
     """Weights that come one whole parameter at a time, for an optimizer that has seen nothing yet.
 
     The last parameter is kept: the fragments of one come one after another.
@@ -54,22 +58,13 @@ class WeightsByName:
         self._name: str | None = None
         self._parameter = torch.empty(0)
 
-    def scalars(self, name: str) -> Mapping[str, float]:
-        """No parameter has been updated yet."""
-        return {}
-
-    def tensor_names(self, name: str) -> Sequence[str]:
-        """The optimizer has no state yet."""
-        return ()
-
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         """The fragment's values.
 
         Raises:
             RunRefusedError: The parameter has another shape.
         """
-        if state != MASTER:
-            raise KeyError(f"weights to begin with hold no {state!r}")
+        _require_weights(state)
         if self._name != fragment.name:
             self._parameter = torch.empty(0)  # before the next one comes, so that only one is held
             self._name, self._parameter = fragment.name, self._read(fragment.name)
@@ -85,34 +80,24 @@ class WeightsByName:
         target.copy_(self.read(fragment, state))
 
 
-class WeightsOf:
+class WeightsOf(_NothingGathered):
     """The weights of another state, a checkpoint's, without what its optimizer had gathered."""
 
     def __init__(self, state: StateSource) -> None:
         self._state = state
 
-    def scalars(self, name: str) -> Mapping[str, float]:
-        """No parameter has been updated yet."""
-        return {}
-
-    def tensor_names(self, name: str) -> Sequence[str]:
-        """The optimizer has no state yet."""
-        return ()
-
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         """The fragment's values there."""
-        if state != MASTER:
-            raise KeyError(f"weights to begin with hold no {state!r}")
+        _require_weights(state)
         return self._state.read(fragment, state)
 
     def read_into(self, fragment: Fragment, state: str, target: torch.Tensor) -> None:
         """Set a tensor to the fragment's values there."""
-        if state != MASTER:
-            raise KeyError(f"weights to begin with hold no {state!r}")
+        _require_weights(state)
         self._state.read_into(fragment, state, target)
 
 
-class WithFreshHead:
+class WithFreshHead(_NothingGathered):
     """Weights for the trunk, and initial values for the head of a task that they were not trained for.
 
     Args:
@@ -124,14 +109,6 @@ class WithFreshHead:
         self._trunk = trunk
         self._fresh = fresh
 
-    def scalars(self, name: str) -> Mapping[str, float]:
-        """No parameter has been updated yet."""
-        return {}
-
-    def tensor_names(self, name: str) -> Sequence[str]:
-        """The optimizer has no state yet."""
-        return ()
-
     def read(self, fragment: Fragment, state: str) -> torch.Tensor:
         """The fragment's values."""
         return self._source(fragment).read(fragment, state)
@@ -142,3 +119,8 @@ class WithFreshHead:
 
     def _source(self, fragment: Fragment) -> StateSource:
         return self._fresh if fragment.name.startswith(HEAD) else self._trunk
+
+
+def _require_weights(state: str) -> None:
+    if state != MASTER:
+        raise KeyError(f"weights to begin with hold no {state!r}")

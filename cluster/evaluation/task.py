@@ -31,7 +31,7 @@ class PlainModel:
     """A whole model in this process, which computes in the precision that it was trained in."""
 
     def __init__(self, model: Transformer) -> None:
-        self._model = model.eval()
+        self._model = model
 
     def evaluate(self, batch: MicroBatch) -> LossSums:
         """Forward only; see `Forward.evaluate`."""
@@ -137,9 +137,8 @@ def identity_of(info: CheckpointInfo) -> DueCheckpoint:
 
 def _model(shape: ModelConfig, info: CheckpointInfo, topology: Topology) -> PlainModel:
     assert info.manifest is not None
-    model = read_model(info, shape)
-    in_bf16 = info.manifest.run["layout"]["precision"] == "bf16"
-    return PlainModel(model.to(device=topology.device, dtype=torch.bfloat16 if in_bf16 else torch.float32))
+    dtype = torch.bfloat16 if info.manifest.run["layout"]["precision"] == "bf16" else torch.float32
+    return PlainModel(read_model(info, shape, topology.device, dtype))
 
 
 def _samples(config: RunConfig, model: PlainModel, step: int, topology: Topology) -> tuple[Sample, ...]:

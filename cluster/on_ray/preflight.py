@@ -68,11 +68,14 @@ def check_cluster(
             weights that the run begins with.
         StorageError: A node cannot write the storage, or sees another one.
         DatasetError: A node lacks a dataset or has another one.
+        llm.errors.AttentionBackendError: The workers compute on CPUs, and `model.attention` names what cannot.
     """
     nodes = live_nodes()
     gpus_per_worker = resolve_gpus(config.resources, nodes, device_so_far, say)
     for workers in range(config.resources.min_workers, config.resources.max_workers + 1):
         check_zero(config.zero, device="cuda" if gpus_per_worker else "cpu", workers=workers)
+    if not gpus_per_worker:
+        _check_attention_on_cpus(config)
     require_room_for_task(config, nodes, gpus_per_worker)
     if cluster.attached:
         say(f"asking {'the node' if len(nodes) == 1 else f'each of {len(nodes)} nodes'} for storage, data and software")
@@ -112,6 +115,14 @@ def resolve_gpus(
             "Lower resources.workers or cpus_per_worker, set gpus_per_worker=0 to train on CPUs, or add nodes."
         )
     return per_worker
+
+
+def _check_attention_on_cpus(config: RunConfig) -> None:
+    """What a GPU can serve is known to its worker alone; of CPUs it is known here, before one starts."""
+    from cluster.resolution import attention_of  # a node's answer, in this file too, should not wait for torch
+    from cluster.topology import resolve_precision
+
+    attention_of(config, "cpu", resolve_precision(config.train.precision, "cpu")[0])
 
 
 def examine_node(

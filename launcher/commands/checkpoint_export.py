@@ -106,6 +106,7 @@ def _facts(proven: ProvenExport, options: ExportOptions) -> dict[str, Any]:
         "dtype": options.dtype,
         "weight_files": list(exported.weight_files),
         "weight_bytes": exported.weight_bytes,
+        "left_out": dict(exported.left_out),
         "proof": asdict(proven.proof),
         "proven_on": proven.proven_on,
         "tokens_compared": proven.tokens_compared,

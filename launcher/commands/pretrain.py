@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,6 +11,7 @@ import typer
 from launcher.commands.arguments import Config, Overrides, examples
 
 if TYPE_CHECKING:
+    from cluster.resume import Change
     from cluster.storage.operations import StoragePath
 
 
@@ -55,6 +58,8 @@ def pretrain(
     out = results()
     if not result.trained_now:
         out.print(f"the run had finished before, at step {result.step:,}; --fresh sets it aside and begins anew")
+    if result.not_applied:
+        out.print(_in_vain(result.not_applied))
     for name, found in result.validation.items():
         out.print(validation_line(name, found))
     for entry in result.ledger:
@@ -65,6 +70,17 @@ def pretrain(
         out.print(f"report  {result.report}")
     if result.status == "stopped":
         raise InterruptError(f"stopped after step {result.step:,}. The same command continues the run from there.")
+
+
+def _in_vain(not_applied: Sequence[Change]) -> str:
+    """What was asked of a run that had finished, and the ways to have it."""
+    asked = ", ".join(
+        f"{change.key}={json.dumps(change.after)} ({json.dumps(change.before)} in the run)" for change in not_applied
+    )
+    return (
+        f"not applied, since no step is left to make: {asked}. To train with it give the run another name (name=NAME) "
+        "or pass --fresh; `branch RUN --from STEP NAME` begins with the state of an earlier step."
+    )
 
 
 def _goodput(run_directory: StoragePath) -> str:

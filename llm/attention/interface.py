@@ -101,7 +101,8 @@ class AttentionMask(NamedTuple):
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, AttentionMask, ScoreRule], Tensor]
-"""attend(q_BTHK, k_BSGK, v_BSGK, mask, rule) -> BTHK in the dtype of q. G divides H, keys are never expanded."""
+"""attend(q_BTHK, k_BSGK, v_BSGK, mask, rule) -> BTHK in the dtype of q. G divides H, and keys are copied out for
+each head only where no kernel shares them."""
 
 
 class Backend(NamedTuple):

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 
 
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """What autocast makes of a kernel's inputs; None where there is no autocast."""
+    return torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else None
+
+
 def of_one_dtype(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """As they are, or under autocast in its dtype: norms of queries and keys leave those wider than the values."""
-    if not torch.is_autocast_enabled(q.device.type):
-        return q, k, v
-    dtype = torch.get_autocast_dtype(q.device.type)
-    return q.to(dtype), k.to(dtype), v.to(dtype)
+    dtype = autocast_dtype(q.device.type)
+    return (q, k, v) if dtype is None else (q.to(dtype), k.to(dtype), v.to(dtype))

@@ -39,7 +39,9 @@ def prepare(visibility: Visibility) -> AttentionMask:
 
 
 def attend(name: str, q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, mask: AttentionMask, rule: ScoreRule) -> Tensor:
-    """Nothing is copied but short documents on the CPU, and on CUDA what a cache holds beyond its length."""
+    """Nothing is copied but short documents on the CPU, and on CUDA what a cache holds beyond its length and, for the
+    bias of `sdpa`, keys and values.
+    """
     refuse_rule(name, rule)
     if q_BTHK.device.type != "cpu" and mask.bias is None:
         return attend_packed(name, q_BTHK, k_BSGK, v_BSGK, mask, rule)

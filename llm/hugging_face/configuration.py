@@ -30,6 +30,8 @@ _NOT_COMPUTED = (
     "router_z_loss_coef",
 )
 """Fields that say how a model is computed, begins or is driven in training, not what it computes."""
+_DROPOUT = ("embedding_dropout", "attention_dropout", "residual_dropout")
+"""Fields that matter in training alone: a family expresses a model also where it has no word for them."""
 
 _REQUIRED: dict[str, tuple[Any, ...]] = {
     "is_encoder_decoder": (None, False),
@@ -142,6 +144,8 @@ def read_document(document: Mapping[str, Any]) -> Description:
 def write_document(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
     """The config.json of the first family that expresses a model; its keys about tokens and dtype are the caller's.
 
+    Dropout for which the family has no word is left out: `left_out` says which.
+
     Args:
         config: With vocab_size and max_position_embeddings known.
 
@@ -153,7 +157,7 @@ def write_document(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         document = {"architectures": [family.architecture], "model_type": family.model_type}
         for translation in family.translations:
             document |= translation.write(config)
-        different = _not_expressed(config, family, document)
+        different = [name for name in _not_expressed(config, family, document) if name not in _DROPOUT]
         if not different:
             return family, document
         if nearest is None or len(different) < len(nearest[1]):
@@ -164,6 +168,11 @@ def write_document(config: ModelConfig) -> tuple[Family, dict[str, Any]]:
         f"no family of Hugging Face expresses this model: the nearest, {nearest[0]}, has no {stated}. Known are "
         f"{', '.join(FAMILIES)}. A model that is to be exported needs the fields of one of them."
     )
+
+
+def left_out(config: ModelConfig, document: Mapping[str, Any]) -> dict[str, float]:
+    """The dropout of a model that its config.json, by `write_document`, does not say, by field."""
+    return {name: getattr(config, name) for name in differences(config, read_document(document).config)}
 
 
 def differences(one: ModelConfig, other: ModelConfig) -> list[str]:

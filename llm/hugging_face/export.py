@@ -17,7 +17,7 @@ from torch import Tensor
 from llm.accounting import parameter_shapes, vocabulary_size
 from llm.config import ModelConfig
 from llm.errors import ExportError
-from llm.hugging_face.configuration import CONFIG_FILE, write_document
+from llm.hugging_face.configuration import CONFIG_FILE, left_out, write_document
 from llm.hugging_face.families import Family
 from llm.hugging_face.publish import published_directory, write_durably
 from llm.hugging_face.safetensors_file import write_safetensors
@@ -43,6 +43,8 @@ class Exported:
     model_type: str
     weight_files: tuple[str, ...]
     weight_bytes: int
+    left_out: Mapping[str, float]
+    """Dropout of the training for which the family has no word, by field: what the model computes is the same."""
 
 
 def export_model(
@@ -108,7 +110,13 @@ def export_model(
         prove(working)
     logger.info("exported a %s model to %s", family.model_type, target)
     size = sum(piece.size for members in shards.values() for piece in members) * torch_dtype.itemsize
-    return Exported(directory=target, model_type=family.model_type, weight_files=tuple(shards), weight_bytes=size)
+    return Exported(
+        directory=target,
+        model_type=family.model_type,
+        weight_files=tuple(shards),
+        weight_bytes=size,
+        left_out=left_out(config, document),
+    )
 
 
 def _check_vocabulary(config: ModelConfig, tokenizer: SentencePieceModel) -> None:

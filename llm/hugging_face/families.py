@@ -6,10 +6,7 @@ family is a new entry. Imports no torch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any
 
 from llm.hugging_face.config_fields import (
     Activation,
@@ -24,53 +21,10 @@ from llm.hugging_face.config_fields import (
     qwen_layers,
 )
 from llm.hugging_face.experts import EveryLayerHasExperts, EveryLayerSlidesIfSwitched, ExpertCount, WidthOfExperts
+from llm.hugging_face.family import Family, TensorNames
 from llm.hugging_face.rope import MIXTRAL_THETA, Rope, RopeByLayerType
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True, kw_only=True)
-class TensorNames:
-    """What a family calls its tensors, and how it stores them."""
-
-    prefix: str = "model."
-    """Of everything but the output projection."""
-    layers: str = "layers"
-    """The list of blocks."""
-    modules: Mapping[str, str] = field(default_factory=lambda: _NOTHING)
-    """Names of modules that differ, ours to theirs, without the block's; * stands for the number of an expert."""
-    fused: bool = False
-    """Queries, keys and values lie in one tensor there too."""
-    stacked_experts: bool = False
-    """The experts of a layer lie in one tensor there too, and in one for each matrix of each expert otherwise."""
-    transposed: bool = False
-    """Matrices of blocks are stored with inputs as rows, as in GPT-2's Conv1D."""
-    norm_offset: float = 0.0
-    """What is added to a norm's stored weight to give its scale; Gemma's norms compute with 1 + w."""
-    derived: tuple[str, ...] = (".rotary_emb.inv_freq",)
-    """Ends of the names of tensors that old files hold and that follow from the configuration."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Family:
-    """One `model_type`."""
-
-    model_type: str
-    architecture: str
-    """Class of transformers that has the output projection."""
-    translations: tuple[Translation, ...]
-    constants: Mapping[str, Any] = field(default_factory=lambda: _NOTHING)
-    """Fields of ModelConfig that are the same in all of its models."""
-    required: Mapping[str, tuple[Any, ...]] = field(default_factory=lambda: _NOTHING)
-    """Keys of config.json that would change what is computed, and the values that do not."""
-    harmless: tuple[str, ...] = ()
-    """Keys that its models carry and that change nothing in the forward pass."""
-    heads_divide_width: bool = False
-    """transformers refuses a hidden_size that the heads do not divide, even where head_dim is given."""
-    names: TensorNames = field(default_factory=TensorNames)
-    """Layout of the tensors, the one that an export has."""
-    also_read: tuple[TensorNames, ...] = ()
-    """More layouts in which there are files; prefix and derived are those of the first."""
+__all__ = ["FAMILIES", "Family", "TensorNames"]
 
 
 def _decoder(tied: bool = False, heads: int | None = None, epsilon: float = 1e-6) -> tuple[Translation, ...]:
@@ -214,16 +168,19 @@ _GEMMA = Family(
     required={"hidden_activation": (None, "gelu_pytorch_tanh"), **_CAUSAL},
     names=TensorNames(norm_offset=1.0),
 )
+_LATER_GEMMA = (
+    *_decoder(tied=True, heads=4),
+    Field("head_dim", 256),
+    Activation("hidden_activation", "gelu_pytorch_tanh"),
+    Field("attention_bias", False),
+    RootOfWidth(),
+    QueryScale(),
+)
 _GEMMA2 = Family(
     model_type="gemma2",
     architecture="Gemma2ForCausalLM",
     translations=(
-        *_decoder(tied=True, heads=4),
-        Field("head_dim", 256),
-        Activation("hidden_activation", "gelu_pytorch_tanh"),
-        Field("attention_bias", False),
-        RootOfWidth(),
-        QueryScale(),
+        *_LATER_GEMMA,
         Field("attn_logit_softcapping", 50.0),
         Field("final_logit_softcapping", 30.0),
         gemma_layers(2),
@@ -239,12 +196,7 @@ _GEMMA3 = Family(
     model_type="gemma3_text",
     architecture="Gemma3ForCausalLM",
     translations=(
-        *_decoder(tied=True, heads=4),
-        Field("head_dim", 256),
-        Activation("hidden_activation", "gelu_pytorch_tanh"),
-        Field("attention_bias", False),
-        RootOfWidth(),
-        QueryScale(),
+        *_LATER_GEMMA,
         Field("final_logit_softcapping"),
         gemma_layers(6, ("sliding_window_pattern", "_sliding_window_pattern")),
         RopeByLayerType(),

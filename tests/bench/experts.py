@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from llm.config import ModelConfig
@@ -44,7 +43,7 @@ def mixture(options: argparse.Namespace, backend: str) -> nn.Module:
         num_experts=options.experts,
         experts_per_token=options.chosen,
         normalize_weights=True,
-        activation=F.silu,
+        activation="silu",
         backend=backend,
     )
     fill(layer)

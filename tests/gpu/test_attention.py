@@ -132,3 +132,16 @@ def test_host_waits_once_when_documents_are_packed() -> None:
         backend.attend(heads[0], heads[1], heads[2], mask, ScoreRule(0.2, None, None)).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("kind", ["causal", "documents"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_sdpa_never_holds_all_scores_when_heads_are_grouped(dtype: torch.dtype, kind: str) -> None:
+    T, H, G = 2048, 16, 4
+    heads, backend = random_heads(T, T, H, G, dtype), serving("sdpa", dtype=dtype)
+    mask = backend.prepare(Visibility(T, T, document_ids(kind, T), None, dtype, torch.device("cuda")))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    backend.attend(heads[0], heads[1], heads[2], mask, ScoreRule(0.2, None, None)).sum().backward()
+    scores_bytes = B * H * T * T * dtype.itemsize
+    assert torch.cuda.max_memory_allocated() - before < scores_bytes / 2

@@ -17,6 +17,7 @@ from older_checkpoints import held_in, separate, write
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import Surroundings, run_attempt
+from cluster.batches import RankBatch
 from cluster.checkpoint import find_checkpoint, list_checkpoints
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine, torch_engine
@@ -393,6 +394,21 @@ def test_tokens_follow_the_sizes_of_the_steps_when_batches_grow(grown: RunConfig
     assert tokens == (np.cumsum(GROWING_SIZES) * grown.data.seq_len).tolist()
     positions = [info.manifest.run["data_position"] for info in list_checkpoints(Path(grown.storage) / "tiny")]
     assert positions == [2 * 3 + 5, 2 * 3 + 5 * 4 + 6, sum(GROWING_SIZES)]
+
+
+@pytest.mark.parametrize(("compiled", "widths"), [(False, {1: 2, 4: 3, 8: 3}), (True, {1: 4, 4: 4, 8: 4})])
+def test_small_batches_are_not_filled_up_unless_layers_are_compiled(
+    compiled: bool, widths: dict[int, int], dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.engines.builders.compile_blocks", lambda model: None)  # the shapes are the matter here
+    seen: dict[int, int] = {}
+
+    def observe(batch: RankBatch) -> None:
+        seen[batch.step] = batch.micro_batches[0].tokens.shape[0]
+
+    config = growing_run(tmp_path, dataset, train__max_steps=8, train__micro_batch_size=4, train__compile=compiled)
+    attempt_alone(config, observe=observe)
+    assert {step: seen[step] for step in widths} == widths
 
 
 @pytest.mark.parametrize("kill_at", [2, 5, 7, 9, RETAINING])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -99,7 +100,33 @@ def test_finished_run_is_accounted_for(dataset: Path, tmp_path: Path) -> None:
     assert ledger.problem() is None
     again = command(config)
     assert (again.trained_now, again.validation) == (False, outcome.validation)
+    assert outcome.not_applied == again.not_applied == ()
     assert events_of(config).count("finished") == 1
+
+
+def test_what_is_asked_of_a_finished_run_is_told_as_not_applied(dataset: Path, tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, dataset)
+    command(config)
+    moved = shutil.copytree(dataset, tmp_path / "moved")
+    asked = replace(
+        config,
+        data=replace(config.data, dataset=str(moved)),
+        train=replace(config.train, log_every_steps=config.train.log_every_steps + 1),
+    )
+    (change,) = command(asked).not_applied
+    assert (change.key, change.after) == ("train.log_every_steps", config.train.log_every_steps + 1)
+
+
+def test_run_is_warned_as_it_begins_when_it_ends_before_its_warm_up(
+    dataset: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = tiny_run(tmp_path, dataset, train__max_steps=2, schedule__warmup_steps=3)
+    for _ in range(2):
+        command(config)
+    assert [message for message in caplog.messages if "schedule.warmup_steps" in message] == [
+        "schedule.warmup_steps is 3 and train.max_steps 2: the learning rate never reaches its peak. Lower the one, or "
+        "raise the other."
+    ]
 
 
 def test_end_of_a_run_says_what_its_last_evaluation_and_save_took(dataset: Path, tmp_path: Path) -> None:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from cluster.config import ResourcesConfig
+from cluster.config import ResourcesConfig, RunConfig
 from cluster.errors import ResourcesError, RunRefusedError, StorageError
+from cluster.on_ray import preflight
 from cluster.on_ray.preflight import NodeAnswer, _judge, answer_for_node, resolve_gpus
-from cluster.on_ray.ray_cluster import Node, room_for_workers
+from cluster.on_ray.ray_cluster import Cluster, Node, room_for_workers
 from cluster.versions import library_versions
+from data_pipeline.config import DataConfig
 from data_pipeline.errors import DatasetError
+from llm.config import ModelConfig
+from llm.errors import AttentionBackendError
 
 
 def node(cpus: int = 4, gpus: int = 0) -> Node:
@@ -96,3 +101,26 @@ def test_node_is_refused_when_it_runs_other_software(tmp_path: Path) -> None:
     answer = NodeAnswer(versions={**library_versions(), "torch": "1.0"})
     with pytest.raises(ResourcesError, match=r"torch 1\.0 there, .* for the driver.*one environment"):
         _judge(node(), answer, tmp_path, "mark")
+
+
+@pytest.mark.parametrize("name", ["flex", "flash3", "flash4"])
+@pytest.mark.parametrize("gpus_per_worker", [0, "auto"])
+def test_attention_for_gpus_is_refused_when_the_workers_compute_on_cpus(
+    monkeypatch: pytest.MonkeyPatch, gpus_per_worker: Any, name: Any
+) -> None:
+    monkeypatch.setattr(preflight, "live_nodes", lambda: [node()])
+    config = RunConfig(
+        name="run",
+        data=DataConfig(dataset="data"),
+        model=ModelConfig(attention=name),
+        resources=ResourcesConfig(workers=1, gpus_per_worker=gpus_per_worker),
+    )
+    with pytest.raises(AttentionBackendError, match=rf"^model\.attention is '{name}', which cannot be used: .*Use "):
+        preflight.check_cluster(
+            config,
+            Cluster(attached=False, dashboard_url=None),
+            {},
+            weights={},
+            device_so_far=None,
+            say=lambda text: None,
+        )

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import pytest
 import torch
-import torch.nn.functional as F
 from gloo import run_ranks
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -62,7 +61,7 @@ class Stack(nn.Module):
                 num_experts=EXPERTS,
                 experts_per_token=CHOSEN,
                 normalize_weights=True,
-                activation=F.silu,
+                activation="silu",
                 backend=backend,
             )
             for _ in range(2)

@@ -25,8 +25,16 @@ def test_rows_of_rank_hold_each_index_once_whatever_divides(batch: int, world: i
 
 
 @given(batch=sizes, world=sizes, micro=sizes)
-def test_rows_of_rank_have_one_shape_on_every_rank(batch: int, world: int, micro: int) -> None:
-    shapes = {rows_of_rank(np.arange(batch), rank, world, micro).shape for rank in range(world)}
+def test_rows_of_rank_have_one_shape_on_every_rank_without_a_row_too_many(batch: int, world: int, micro: int) -> None:
+    ((count, width),) = {rows_of_rank(np.arange(batch), rank, world, micro).shape for rank in range(world)}
+    assert count == micro_batch_count(batch, world, micro)
+    assert width <= micro
+    assert count * (width - 1) < -(-batch // world)  # the rank with the most rows would not have room in less
+
+
+@given(batch=sizes, world=sizes, micro=sizes)
+def test_rows_of_rank_fill_the_micro_batch_when_every_step_has_one_shape(batch: int, world: int, micro: int) -> None:
+    shapes = {rows_of_rank(np.arange(batch), rank, world, micro, one_shape=True).shape for rank in range(world)}
     assert shapes == {(micro_batch_count(batch, world, micro), micro)}
 
 
@@ -69,6 +77,10 @@ def test_batches_are_the_same_whatever_the_attempts_and_topologies(
     in_order = ledger.logical(np.arange(warmup.through(steps[0] - 1), warmup.through(last)))
     assert [index for step in steps for index in trained[step]] == in_order.tolist()
     assert [len(trained[step]) for step in steps] == [warmup.at(step) for step in steps]
+
+
+def test_rows_of_rank_are_divided_evenly_when_they_do_not_fill_all_micro_batches() -> None:
+    assert rows_of_rank(np.arange(9), 0, 1, 4).tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
 
 
 def test_rows_of_rank_are_even_when_the_batch_does_not_divide() -> None:

@@ -126,26 +126,6 @@ def test_quotas_are_exact_over_every_period_when_sources_are_mixed() -> None:
         assert np.bincount(source).tolist() == quotas_of(weights).tolist()
 
 
-@given(st.lists(st.floats(0.1, 20), min_size=1, max_size=8))
-def test_quotas_are_within_one_of_their_share_when_weights_vary(weights: list[float]) -> None:
-    quotas = quotas_of(weights)
-    assert quotas.sum() == PERIOD
-    assert np.abs(quotas - np.array(weights) / sum(weights) * PERIOD).max() < 1
-
-
-def test_quotas_go_to_the_largest_remainders_when_shares_are_not_whole() -> None:
-    assert quotas_of([0.3, 0.3, 0.4]).tolist() == [1229, 1229, 1638]  # of 1228.8, 1228.8 and 1638.4
-    assert quotas_of([1.0, 1.0, 1.0, 0.0]).tolist() == [1366, 1365, 1365, 0]
-
-
-def test_quotas_name_the_smallest_weight_when_one_gets_no_place() -> None:
-    with pytest.raises(
-        OrderError, match=r"Weight 0\.0001 of dataset 1 .*weight of at least 0\.0002442, or leave it out"
-    ):
-        quotas_of([1.0, 0.0001])
-    assert quotas_of([1.0, 0.0002442]).tolist() == [PERIOD - 1, 1]
-
-
 def test_order_ends_when_every_source_is_capped() -> None:
     order = SequenceOrder(_sources((100, 1.0, 2), (50, 1.0, 1)), seed=0)
     assert order.total_sequences == 250

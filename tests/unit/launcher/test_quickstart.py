@@ -16,6 +16,7 @@ def _result(*, trained_now: bool) -> QuickstartResult:
         step=640,
         status="finished",
         trained_now=trained_now,
+        not_applied=(),
         validation={"austen": 55.0},
         ledger=(),
         report=Path("out/runs/quickstart/report.html"),

@@ -201,6 +201,7 @@ PEAKS = {
     "plain feed-forward": shape(hidden_size=64, intermediate_size=800, num_hidden_layers=2, **GPT2),
     "wide": shape(hidden_size=512, intermediate_size=1000, num_hidden_layers=1),  # whose matrices outweigh its tokens
     "experts": shape(hidden_size=64, **EXPERTS),
+    "wide experts": shape(hidden_size=64, **{**EXPERTS, "moe_intermediate_size": 400}),
     "attention": shape(hidden_size=64, intermediate_size=32, num_hidden_layers=2),
 }
 ALL = [(name, attention, "fp32") for name in PEAKS for attention in ("eager", "sdpa")]

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from llm import expert_backends
 from llm.errors import ExpertsBackendError
 from llm.expert_backends import (
     BACKENDS,
@@ -18,6 +19,7 @@ from llm.expert_backends import (
     grouped_product,
     resolve_experts,
 )
+from llm.fused import plain_gated
 
 D, F_, E, C = 16, 24, 5, 2
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -68,10 +70,26 @@ def test_grouped_equals_eager_with_gradients_when_loads_differ(
     assert grouped_mm_serves(x_ND, gate_up) == (expert_size == F_)
     results = []
     for mix in (eager_experts, grouped_experts):
-        out_ND = mix(x_ND, chosen(kind, tokens), weights_NC, gate_up, down_EDF, F.silu)
+        out_ND = mix(x_ND, chosen(kind, tokens), weights_NC, gate_up, down_EDF, "silu")
         results.append((out_ND, *torch.autograd.grad(out_ND, [x_ND, weights_NC, gate_up, down_EDF], upstream_ND)))
     for eager, grouped in zip(*results, strict=True):
         assert_close(grouped, eager, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE), ids=["fp32", "bf16"])
+def test_grouped_is_the_same_bit_for_bit_when_the_gate_is_its_obvious_twin(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    inputs = [*tokens_and_weights(33, dtype), *matrices(dtype=dtype)]
+
+    def results() -> list[Tensor]:
+        x_ND, weights_NC, gate_up, down_EDF = inputs
+        out_ND = grouped_experts(x_ND, chosen("spread", 33), weights_NC, gate_up, down_EDF, "silu")
+        return [out_ND, *torch.autograd.grad(out_ND.square().sum(), inputs)]
+
+    fused = results()
+    monkeypatch.setattr(expert_backends, "gated", plain_gated)
+    assert all(torch.equal(one, other) for one, other in zip(fused, results(), strict=True))
 
 
 def test_eager_equals_a_loop_over_tokens() -> None:
@@ -83,7 +101,7 @@ def test_eager_equals_a_loop_over_tokens() -> None:
         expert = int(experts_NC[n, c])
         gate, up = (gate_up[expert] @ x_ND[n]).split(F_)
         expected[n] += weights_NC[n, c] * (down_EDF[expert] @ (gate / (1 + (-gate).exp()) * up))
-    found = eager_experts(x_ND, experts_NC, weights_NC, gate_up, down_EDF, F.silu)
+    found = eager_experts(x_ND, experts_NC, weights_NC, gate_up, down_EDF, "silu")
     assert_close(found, expected, TOLERANCE[torch.float32])
 
 
@@ -92,7 +110,7 @@ def test_eager_equals_a_loop_over_tokens() -> None:
 def test_expert_without_tokens_has_a_gradient_of_zero(backend: str, expert_size: int) -> None:
     gate_up, down_EDF = matrices(expert_size)
     x_ND, weights_NC = tokens_and_weights(4)
-    out_ND = BACKENDS[backend](x_ND, chosen("one takes all", 4), weights_NC, gate_up, down_EDF, F.silu)
+    out_ND = BACKENDS[backend](x_ND, chosen("one takes all", 4), weights_NC, gate_up, down_EDF, "silu")
     for gradient in torch.autograd.grad(out_ND.sum(), [gate_up, down_EDF]):
         assert [bool(part.any()) for part in gradient] == [True, False, False, True, False]
 
@@ -109,7 +127,7 @@ def test_matrices_are_kept_and_not_views_of_them_when_grouped(expert_size: int) 
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        grouped_experts(x_ND, chosen("spread", 4), weights_NC, gate_up, down_EDF, F.silu)
+        grouped_experts(x_ND, chosen("spread", 4), weights_NC, gate_up, down_EDF, "silu")
     for matrix in (gate_up, down_EDF):
         same = [each for each in kept if each.untyped_storage().data_ptr() == matrix.untyped_storage().data_ptr()]
         assert len(same) == 1
@@ -136,7 +154,7 @@ def test_gradients_are_right_when_one_input_is_frozen(frozen: int) -> None:
     x_ND, *others = inputs
     results = []
     for mix in (eager_experts, grouped_experts):
-        out_ND = mix(x_ND, chosen("spread", 9), *others, F.silu)
+        out_ND = mix(x_ND, chosen("spread", 9), *others, "silu")
         results.append(torch.autograd.grad(out_ND.square().sum(), [each for each in inputs if each.requires_grad]))
     for eager, grouped in zip(*results, strict=True):
         assert_close(grouped, eager, TOLERANCE[torch.float32])

@@ -36,7 +36,7 @@ def mixture(
         num_experts=E,
         experts_per_token=experts_per_token,
         normalize_weights=normalize_weights,
-        activation=F.silu,
+        activation="silu",
         backend=backend,
     )
     fill(layer)

@@ -48,34 +48,6 @@ def test_config_is_refused_when_it_contradicts_itself(fields: dict[str, Any], me
         ModelConfig(**fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"rope_type": "linear", "factor": 0.5}, "factor is 0.5: .*at least 1."),
-        (
-            {"rope_type": "linear", "factor": 2.0, "beta_fast": 32.0},
-            "beta_fast is 32.0, and rope_type is linear, which has no use for it: it belongs to yarn. Leave beta_fast",
-        ),
-        (
-            {"rope_type": "yarn", "factor": 2.0},
-            "original_max_position_embeddings is null, and rope_type yarn stretches",
-        ),
-        (
-            {
-                "rope_type": "llama3",
-                "factor": 2.0,
-                "original_max_position_embeddings": 8,
-                "low_freq_factor": 4.0,
-            },
-            "low_freq_factor is 4.0 and high_freq_factor 4.0: .*model's own configuration.",
-        ),
-    ],
-)
-def test_scaling_is_refused_when_it_contradicts_itself(fields: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        RopeScaling(**fields)
-
-
 def test_layers_follow_the_pattern_when_it_is_shorter_than_the_model() -> None:
     config = ModelConfig(sliding_window=8, layer_types=("sliding_attention", "sliding_attention", "full_attention"))
     assert [config.layer_type(layer)[:4] for layer in range(7)] == ["slid", "slid", "full"] * 2 + ["slid"]

@@ -15,7 +15,7 @@ from torch._higher_order_ops.flex_attention import math_attention
 from torch.nn.attention.flex_attention import BlockMask
 from torch.utils.checkpoint import checkpoint
 
-from llm.attention import Backend, ScoreRule, Visibility, attention_backend
+from llm.attention import Backend, ScoreRule, Visibility, attention_backend, sdpa
 from llm.attention.flex import attend_with
 from llm.attention.varlen import prepare_tiles
 
@@ -39,6 +39,7 @@ def dense_flex(
 
 BACKENDS = {
     "sdpa": attention_backend("sdpa"),
+    "sdpa copying": attention_backend("sdpa")._replace(attend=partial(sdpa.attend_with, shared=False)),
     "varlen": attention_backend("varlen"),
     "tiles": attention_backend("varlen")._replace(prepare=prepare_tiles),
     "flex": attention_backend("flex")._replace(attend=partial(attend_with, dense_flex)),

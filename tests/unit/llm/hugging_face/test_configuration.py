@@ -11,23 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from config_documents import GEMMA3, LLAMA, QWEN2, Document, assert_refused, refusals
 
 from llm.config import ModelConfig, RopeScaling
 from llm.errors import ExportError, HuggingFaceConfigError
 from llm.hugging_face.configuration import differences, read_config, read_document, write_document
 
 MakeTwin = Callable[..., tuple[Any, Path]]
-LLAMA: dict[str, Any] = {
-    "model_type": "llama",
-    "vocab_size": 97,
-    "hidden_size": 32,
-    "intermediate_size": 56,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 128,
-}
-GEMMA3 = LLAMA | {"model_type": "gemma3_text", "head_dim": 16}
-QWEN2 = LLAMA | {"model_type": "qwen2", "num_key_value_heads": 2}
 
 
 def small(**changes: Any) -> ModelConfig:
@@ -85,14 +75,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("document", "more", "message"), REFUSED, ids=[str(*c[1]) if len(c[1]) == 1 else "two" for c in REFUSED]
-)
-def test_a_config_is_refused_when_it_asks_for_more(
-    document: dict[str, Any], more: dict[str, Any], message: str
-) -> None:
-    with pytest.raises(HuggingFaceConfigError, match=message):
-        read_document(document | more)
+@refusals(REFUSED)
+def test_a_config_is_refused_when_it_asks_for_more(document: Document, more: Document, message: str) -> None:
+    assert_refused(document, more, message)
 
 
 def test_a_config_is_refused_with_its_path_when_it_is_missing_or_torn(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from llm.accounting import parameter_shapes
 from llm.config import ModelConfig
 from llm.errors import ExportError, ModelConfigError, ProofError
 from llm.hugging_face.export import export_model
+from llm.hugging_face.proof import prove_export
 from llm.hugging_face.sentencepiece_model import SpecialTokens, read_sentencepiece
 from llm.hugging_face.weights import HuggingFaceWeights
 from llm.initialization import initial_value
@@ -140,6 +141,28 @@ def test_other_files_are_refused_when_their_names_are_not_free(name: str, tmp_pa
     assert not (tmp_path / "out").exists()
 
 
+def test_an_export_computes_the_same_when_the_family_has_no_word_for_the_dropout_of_the_training(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("transformers")
+    config = small(embedding_dropout=0.1, attention_dropout=0.2, residual_dropout=0.3)
+
+    def prove(directory: Path) -> None:
+        prove_export(directory, config, initial(config), rows())
+
+    exported = export_model(
+        tmp_path / "out", config, initial(config), tokenizer=TOKENS, sequence_length=64, prove=prove
+    )
+    assert exported.model_type == "llama"
+    assert exported.left_out == {"embedding_dropout": 0.1, "residual_dropout": 0.3}
+    assert json.loads((tmp_path / "out" / "config.json").read_bytes())["attention_dropout"] == 0.2
+
+
+def test_nothing_is_left_out_when_the_family_has_a_word_for_every_dropout(tmp_path: Path) -> None:
+    config = small(attention_dropout=0.2)
+    assert export_model(tmp_path / "a", config, initial(config), tokenizer=TOKENS, sequence_length=64).left_out == {}
+
+
 def test_an_export_is_refused_when_the_target_exists(tmp_path: Path) -> None:
     export(tmp_path / "out", small())
     with pytest.raises(ExportError, match=r"out exists already, and an export never changes .* Give another directory"):
@@ -217,6 +240,7 @@ import torch
 from llm.accounting import parameter_shapes
 from llm.config import ModelConfig
 from llm.hugging_face.export import export_model
+from llm.hugging_face.proof import prove_export
 from llm.hugging_face.sentencepiece_model import SpecialTokens
 from llm.hugging_face.weights import HuggingFaceWeights
 
