@@ -11,10 +11,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from llm.metrics.calibration import Calibration
-from llm.metrics.counted import GroupSums, averages, averages_table, class_table, defined, defined_mean, ratio
+from llm.metrics.counted import (
+    GroupSums,
+    averages,
+    averages_table,
+    class_table,
+    confusion,
+    confusion_table,
+    defined,
+    defined_mean,
+    ratio,
+)
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names, class_probabilities
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Cell, Curve, Table
@@ -26,7 +35,6 @@ AVERAGES = ("precision_macro", "recall_macro", "f1_macro", "f1_weighted")
 
 _RESAMPLED_AREAS = 20  # classes; areas of more take minutes to resample
 _DRAWN_CURVES = 10  # classes, those with most examples
-_DRAWN_CONFUSION = 40  # classes; a larger matrix is unreadable, and the pairs tell
 _PAIRS = 20
 
 
@@ -131,7 +139,7 @@ def _matthews(right_CR: FloatArray, predicted_CR: FloatArray, support_CR: FloatA
 def _tables(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
     classes = len(names)
     predicted_N = probabilities_NC.argmax(axis=1)
-    matrix_CC: IntArray = confusion_matrix(labels_N, predicted_N, labels=range(classes)).astype(np.int64)
+    matrix_CC = confusion(labels_N, predicted_N, classes)
     counts = (matrix_CC.diagonal(), matrix_CC.sum(axis=0), matrix_CC.sum(axis=1))
     every_N1 = np.ones((len(labels_N), 1), dtype=np.int64)
     rankings = [Ranking(probabilities_NC[:, each], labels_N == each) for each in range(classes)]
@@ -142,11 +150,10 @@ def _tables(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, 
         "classes": class_table(names, counts, {"roc_auc": defined(roc), "average_precision": defined(precision)}),
         "averages": averages_table(counts, absent_count=False),
         "calibration": _calibration(probabilities_NC, labels_N).table(),
-        "confused": _confused(matrix_CC, names),
+        **confusion_table(matrix_CC, names),
     }
-    if classes <= _DRAWN_CONFUSION:
-        rows = tuple((name, *row) for name, row in zip(names, matrix_CC.tolist(), strict=True))
-        tables["confusion"] = Table(columns=("label", *names), rows=rows)
+    if classes > 2:
+        tables["confused"] = _confused(matrix_CC, names)
     return tables
 
 

@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from llm.metrics.inputs import FloatArray, IntArray
 from llm.metrics.measured import Cell, Table
 
+_DRAWN_CONFUSION = 40  # classes
+
 
 class GroupSums:
     """Sums what examples with the same key have, for many columns at once.
@@ -115,6 +117,19 @@ def averages_table(counts: tuple[IntArray, IntArray, IntArray], *, absent_count:
         for kind in ("macro", "micro", "weighted")
     )
     return Table(columns=("average", "precision", "recall", "f1"), rows=rows)
+
+
+def confusion(labels_N: IntArray, predicted_N: IntArray, classes: int) -> IntArray:
+    """How often each class, by row, was taken for each, by column. Shape: (K, K)."""
+    return np.bincount(labels_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion_table(matrix_KK: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+    """The matrix as the table `confusion`, where it is small enough to be read."""
+    if len(names) > _DRAWN_CONFUSION:
+        return {}
+    rows = tuple((name, *row) for name, row in zip(names, matrix_KK.tolist(), strict=True))
+    return {"confusion": Table(columns=("label", *names), rows=rows)}
 
 
 def defined(values: FloatArray) -> list[Cell]:

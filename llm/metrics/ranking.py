@@ -6,7 +6,6 @@ Legend: N examples, R draws, G groups of examples with one score.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
 
 from llm.metrics.counted import ratio
 from llm.metrics.inputs import FloatArray, IntArray
@@ -56,6 +55,8 @@ def drawn_curves(name: str, scores_N: FloatArray, positives_N: IntArray) -> tupl
         scores_N: The larger, the likelier positive.
         positives_N: 0 or 1.
     """
+    from sklearn.metrics import precision_recall_curve, roc_curve  # a second or two, which readers of measures save
+
     positives = int(positives_N.sum())
     if not 0 < positives < len(positives_N):
         return None

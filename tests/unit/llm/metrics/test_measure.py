@@ -117,9 +117,15 @@ def test_measuring_is_refused_when_outputs_do_not_go_with_the_task(
 def test_measuring_imports_no_torch() -> None:
     code = (
         "import sys; from llm.metrics import Outputs, measure; "
-        "measure('regression', Outputs(labels=[1.0, 2.0], predictions=[1.0, 3.0])); "
+        "outputs = Outputs(labels=[0, 1], probabilities=[[0.6, 0.4], [0.3, 0.7]]); "
+        "measure('sequence_classification', outputs, names=['no', 'yes']); "
         "sys.exit('torch' in sys.modules)"
     )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_reading_measures_imports_neither_torch_nor_scikit_learn() -> None:
+    code = "import sys; from llm.metrics import from_json; sys.exit('torch' in sys.modules or 'sklearn' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

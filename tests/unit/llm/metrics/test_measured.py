@@ -80,6 +80,14 @@ def test_reading_is_refused_when_the_file_is_something_else(facts: object, messa
             "the table classes has a row that is not 2 cells long",
         ),
         (
+            {"tables": {"slices/length": {"columns": ["group", "f1"], "rows": []}}},
+            "the table slices/length has 2 columns, and must have 5",
+        ),
+        (
+            {"tables": {"confusion": {"columns": ["label", "no", "yes"], "rows": [["no", 1, 2]]}}},
+            "the table confusion has 3 columns, and must have 2",
+        ),
+        (
             {"curves": {"roc": [{"name": "yes", "x": [0, 1], "y": [0]}]}},
             "a curve of roc has 2 x and 1 y, and must have as many, none of them null",
         ),
