@@ -43,7 +43,7 @@ def ratio(part: ArrayLike, whole: ArrayLike, otherwise: float = 0.0) -> FloatArr
 
 
 def defined_mean(values_KR: FloatArray) -> FloatArray:
-    """The mean over what is not NaN; NaN where nothing is. Shape: (R,)."""
+    """The mean over K of what is not NaN; NaN where nothing is. Shape: (R,), or none of one column (K,)."""
     defined_KR = ~np.isnan(values_KR)
     return ratio(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0), otherwise=np.nan)
 
@@ -134,4 +134,9 @@ def confusion_table(matrix_KK: IntArray, names: tuple[str, ...]) -> dict[str, Ta
 
 def defined(values: FloatArray) -> list[Cell]:
     """Numbers, null for NaN."""
-    return [None if np.isnan(value) else float(value) for value in values]
+    return [figure(value) for value in values]
+
+
+def figure(value: np.float64 | FloatArray) -> float | None:
+    """One number, null for NaN."""
+    return None if np.isnan(value) else float(value)

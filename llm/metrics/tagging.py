@@ -20,7 +20,7 @@ from llm.metrics.entities import EntityTags, entity_tags
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Table
-from llm.metrics.measures import Measures, Outputs
+from llm.metrics.measures import Measures, Outputs, point
 
 Tallies = tuple[IntArray, IntArray, IntArray]
 """Correct, predicted, support of each example. Shape: (N, V) or (N, E) each."""
@@ -51,7 +51,8 @@ def tagging(outputs: Outputs, names: Sequence[str]) -> Measures:
     if entities is not None and scheme is not None:
         tables |= _tables(entities, scheme.types, heading="entity", prefix="entity_")
     tables |= confusion_table(confusion(labels_K, predicted_K, len(tags)), tags)
-    return Measures(examples=len(lengths_N), statistic=statistic, drawn=statistic, of_rows=of_rows, tables=tables)
+    headline = point(statistic, len(lengths_N))
+    return Measures(examples=len(lengths_N), headline=headline, drawn=statistic, of_rows=of_rows, tables=tables)
 
 
 def tagging_statistic(tokens: Tallies, entities: Tallies | None) -> Statistic:

@@ -97,6 +97,22 @@ def test_figures_of_draws_equal_scikit_learn_on_the_examples_drawn(
             np.testing.assert_allclose(found[name][draw], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_headline_has_the_areas_of_scikit_learn_and_the_figures_that_are_drawn(
+    classes: Make, reference: Reference, count: int
+) -> None:
+    probabilities_NC, labels_N = classes(50, count)
+    outputs = Outputs(labels=labels_N, probabilities=probabilities_NC)
+    headline = measure("sequence_classification", outputs, names=NAMES[:count], resamples=0).headline
+    scores = probabilities_NC[:, 1] if count == 2 else probabilities_NC
+    wanted = reference(sklearn.roc_auc_score, labels_N, scores, multi_class="ovr", average="macro")
+    assert headline["roc_auc"] == pytest.approx(wanted, rel=TOLERANCE)
+    drawn = classification_statistic(probabilities_NC, labels_N)(np.ones((50, 1), dtype=np.int64))
+    assert {name: float(values[0]) for name, values in drawn.items()} | {
+        "calibration_error": headline["calibration_error"]
+    } == pytest.approx(headline, rel=TOLERANCE)
+
+
 def test_tables_equal_scikit_learn_when_all_classes_are_present(classes: Make, reference: Reference) -> None:
     probabilities_NC, labels_N = classes(60, 3)
     pair = (labels_N, probabilities_NC.argmax(axis=1))

@@ -42,7 +42,7 @@ def test_token_figures_equal_scikit_learn_as_they_are_and_for_draws(reference: R
     data = outputs(10)
     (counts_NR,) = draws(10, 20, seed=0)
     counts_NR = np.column_stack([np.ones(10, dtype=np.int64), counts_NR])
-    found = tagging(data, NAMES).statistic(counts_NR)
+    found = tagging(data, NAMES).drawn(counts_NR)
     for draw, counts_N in enumerate(counts_NR.T):
         tokens = np.repeat(np.arange(len(data.labels)), np.repeat(counts_N, data.lengths))
         pair = (data.labels[tokens], data.predictions[tokens])
@@ -78,7 +78,7 @@ def test_entities_do_not_reach_into_the_next_sentence() -> None:
 def test_entity_figures_of_draws_are_those_of_the_sentences_drawn() -> None:
     data = outputs(8)
     (counts_NR,) = draws(8, 15, seed=1)
-    found = tagging(data, NAMES).statistic(counts_NR)
+    found = tagging(data, NAMES).drawn(counts_NR)
     begins = np.cumsum(data.lengths) - data.lengths
     for draw, counts_N in enumerate(counts_NR.T):
         rows = np.repeat(np.arange(8), counts_N)
