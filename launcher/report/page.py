@@ -23,6 +23,7 @@ from launcher.report.goodput import goodput_section
 from launcher.report.headline import FORMULAS, Card, headline
 from launcher.report.json_facts import finite, whole
 from launcher.report.markup import swatch
+from launcher.report.measures import measures_section
 from launcher.report.record import RunRecord, read_record
 from launcher.report.runs import ReportedRun, memory_unit, reported_runs
 from launcher.report.samples import samples_section
@@ -30,7 +31,7 @@ from launcher.report.sections import checkpoints_section, evaluation_section, ev
 from launcher.report.units import moment, short_count
 from launcher.report.words import topology_of, topology_words
 
-_STYLES = ("uPlot.min.css", "page.css", "parts.css")
+_STYLES = ("uPlot.min.css", "page.css", "parts.css", "measures.css")
 _SCRIPTS = ("uPlot.iife.min.js", "figures.js", "curves.js", "marks.js", "chart.js", "page.js")
 
 
@@ -96,11 +97,11 @@ def build_page(records: Sequence[RunRecord]) -> str:
 
 def _sections(runs: list[ReportedRun]) -> str:
     if len(runs) == 1:
-        order = (evaluation_section, samples_section, goodput_section, events_section, checkpoints_section)
-        return "".join(part(runs) for part in (*order, configuration_section, facts_section))
+        order = (measures_section, evaluation_section, samples_section, goodput_section, events_section)
+        return "".join(part(runs) for part in (*order, checkpoints_section, configuration_section, facts_section))
     # Between runs the first question is what was done differently.
-    order = (configuration_section, evaluation_section, samples_section, goodput_section, events_section)
-    return "".join(part(runs) for part in (*order, checkpoints_section, facts_section))
+    order = (configuration_section, measures_section, evaluation_section, samples_section, goodput_section)
+    return "".join(part(runs) for part in (*order, events_section, checkpoints_section, facts_section))
 
 
 def _headline(runs: list[ReportedRun]) -> str:

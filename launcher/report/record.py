@@ -11,6 +11,8 @@ from pathlib import Path
 from cluster.storage.operations import StoragePath, list_names
 from launcher.report.json_facts import Facts, finite, read_lines, read_object, read_text, whole
 from launcher.report.metrics import Evaluation, TrainLog, read_metrics
+from llm.errors import MetricsError
+from llm.metrics import Measured, from_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,15 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NamedMeasures:
+    """One file under measures/."""
+
+    name: str
+    """Of the file, without its suffix."""
+    measured: Measured
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunRecord:
     """Everything the run directory says."""
 
@@ -68,6 +79,8 @@ class RunRecord:
     """Ordered by step."""
     samples: list[Sample]
     """Ordered by step; those of one step in the order written."""
+    measures: list[NamedMeasures] = field(default_factory=list)
+    """Ordered by name."""
     discarded: list[Facts] = field(default_factory=list)
     """Train lines of steps that a death or a rollback undid, in the order written."""
     complaints: list[str] = field(default_factory=list)
@@ -103,6 +116,7 @@ def read_record(run_directory: StoragePath) -> RunRecord:
         events=[_event(line) for line in read_lines(run_directory / "events.jsonl", complaints)],
         checkpoints=_read_checkpoints(run_directory / "checkpoints", complaints),
         samples=_samples(read_lines(run_directory / "samples.jsonl", complaints)),
+        measures=_read_measures(run_directory / "measures", complaints),
         discarded=[
             line for line in read_lines(run_directory / "discarded.jsonl", complaints) if line.get("kind") == "train"
         ],
@@ -129,6 +143,20 @@ def _samples(lines: list[Facts]) -> list[Sample]:
         text = str(line.get("text") or "").removeprefix(prompt)
         found[step, name, prompt] = Sample(step=step, name=name, prompt=prompt, text=text)
     return sorted(found.values(), key=lambda sample: -1 if sample.step is None else sample.step)
+
+
+def _read_measures(directory: StoragePath, complaints: list[str]) -> list[NamedMeasures]:
+    found = []
+    names = list_names(directory) if directory.is_dir() else []
+    for name in (name for name in names if name.endswith(".json")):
+        facts = read_object(directory / name, complaints)
+        if not facts:
+            continue
+        try:
+            found.append(NamedMeasures(name=name.removesuffix(".json"), measured=from_json(facts, f"measures/{name}")))
+        except MetricsError as error:
+            complaints.append(str(error))
+    return found
 
 
 def _read_checkpoints(directory: StoragePath, complaints: list[str]) -> list[Checkpoint]:

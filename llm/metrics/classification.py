@@ -11,22 +11,31 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from sklearn.metrics import confusion_matrix
 
 from llm.metrics.calibration import Calibration
-from llm.metrics.counted import GroupSums, averages, averages_table, class_table, defined, defined_mean, ratio
+from llm.metrics.counted import (
+    GroupSums,
+    averages,
+    averages_table,
+    class_table,
+    confusion,
+    confusion_table,
+    defined,
+    defined_mean,
+    figure,
+    ratio,
+)
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names, class_probabilities
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Cell, Curve, Table
-from llm.metrics.measures import Measures, Outputs
-from llm.metrics.ranking import Ranking, drawn_curves
+from llm.metrics.measures import Measures, Outputs, point
+from llm.metrics.ranking import Ranking, areas_of, drawn_curves
 
 AVERAGES = ("precision_macro", "recall_macro", "f1_macro", "f1_weighted")
 """Of the headline. One label an example makes the micro averages and the weighted recall equal to accuracy."""
 
 _RESAMPLED_AREAS = 20  # classes; areas of more take minutes to resample
 _DRAWN_CURVES = 10  # classes, those with most examples
-_DRAWN_CONFUSION = 40  # classes; a larger matrix is unreadable, and the pairs tell
 _PAIRS = 20
 
 
@@ -39,14 +48,14 @@ def classification(outputs: Outputs, names: Sequence[str]) -> Measures:
     classes = class_names(names, least=2)
     probabilities_NC = class_probabilities(outputs.probabilities, len(classes))
     labels_N = class_labels(outputs.labels, len(probabilities_NC), len(classes))
-    statistic = _with_calibration(probabilities_NC, labels_N)
+    areas = areas_of(probabilities_NC, labels_N[:, None] == np.arange(len(classes)))
     few = len(classes) <= _RESAMPLED_AREAS
     return Measures(
         examples=len(labels_N),
-        statistic=statistic,
+        headline=_headline(probabilities_NC, labels_N, areas),
         drawn=classification_statistic(probabilities_NC, labels_N, areas=few),
         of_rows=lambda rows: classification_statistic(probabilities_NC[rows], labels_N[rows], areas=False),
-        tables=_tables(probabilities_NC, labels_N, classes),
+        tables=_tables(probabilities_NC, labels_N, classes, areas),
         curves=_curves(probabilities_NC, labels_N, classes),
     )
 
@@ -60,7 +69,7 @@ def classification_statistic(probabilities_NC: FloatArray, labels_N: IntArray, *
     Args:
         probabilities_NC: Rows sum to 1.
         labels_N: From 0 to C - 1.
-        areas: Include the areas under curves, which take time proportional to C.
+        areas: Include the areas under curves, which take time and memory proportional to C.
     """
     classes = probabilities_NC.shape[1]
     predicted_N = probabilities_NC.argmax(axis=1)
@@ -103,10 +112,17 @@ def log_losses(probabilities_NC: FloatArray, labels_N: IntArray) -> FloatArray:
     return losses_N
 
 
-def _with_calibration(probabilities_NC: FloatArray, labels_N: IntArray) -> Statistic:
-    figures = classification_statistic(probabilities_NC, labels_N)
-    calibration = _calibration(probabilities_NC, labels_N)
-    return lambda counts_NR: {**figures(counts_NR), "calibration_error": calibration.error(counts_NR)}
+def _headline(
+    probabilities_NC: FloatArray, labels_N: IntArray, areas: dict[str, FloatArray]
+) -> dict[str, float | None]:
+    statistic = classification_statistic(probabilities_NC, labels_N, areas=False)
+    ranked = slice(1, 2) if probabilities_NC.shape[1] == 2 else slice(None)
+    every_N1 = np.ones((len(labels_N), 1), dtype=np.int64)
+    return {
+        **point(statistic, len(labels_N)),
+        **{name: figure(defined_mean(area_C[ranked])) for name, area_C in areas.items()},
+        "calibration_error": figure(_calibration(probabilities_NC, labels_N).error(every_N1)[0]),
+    }
 
 
 def _calibration(probabilities_NC: FloatArray, labels_N: IntArray) -> Calibration:
@@ -128,25 +144,21 @@ def _matthews(right_CR: FloatArray, predicted_CR: FloatArray, support_CR: FloatA
     return ratio(together_R, np.sqrt(of_predictions_R * of_labels_R))
 
 
-def _tables(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+def _tables(
+    probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...], areas: dict[str, FloatArray]
+) -> dict[str, Table]:
     classes = len(names)
     predicted_N = probabilities_NC.argmax(axis=1)
-    matrix_CC: IntArray = confusion_matrix(labels_N, predicted_N, labels=range(classes)).astype(np.int64)
+    matrix_CC = confusion(labels_N, predicted_N, classes)
     counts = (matrix_CC.diagonal(), matrix_CC.sum(axis=0), matrix_CC.sum(axis=1))
-    every_N1 = np.ones((len(labels_N), 1), dtype=np.int64)
-    rankings = [Ranking(probabilities_NC[:, each], labels_N == each) for each in range(classes)]
-    roc, precision = (
-        np.concatenate(column) for column in zip(*(each.areas(every_N1) for each in rankings), strict=True)
-    )
     tables = {
-        "classes": class_table(names, counts, {"roc_auc": defined(roc), "average_precision": defined(precision)}),
+        "classes": class_table(names, counts, {name: defined(area_C) for name, area_C in areas.items()}),
         "averages": averages_table(counts, absent_count=False),
         "calibration": _calibration(probabilities_NC, labels_N).table(),
-        "confused": _confused(matrix_CC, names),
+        **confusion_table(matrix_CC, names),
     }
-    if classes <= _DRAWN_CONFUSION:
-        rows = tuple((name, *row) for name, row in zip(names, matrix_CC.tolist(), strict=True))
-        tables["confusion"] = Table(columns=("label", *names), rows=rows)
+    if classes > 2:
+        tables["confused"] = _confused(matrix_CC, names)
     return tables
 
 

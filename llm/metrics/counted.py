@@ -11,6 +11,8 @@ from numpy.typing import ArrayLike
 from llm.metrics.inputs import FloatArray, IntArray
 from llm.metrics.measured import Cell, Table
 
+_DRAWN_CONFUSION = 40  # classes
+
 
 class GroupSums:
     """Sums what examples with the same key have, for many columns at once.
@@ -41,7 +43,7 @@ def ratio(part: ArrayLike, whole: ArrayLike, otherwise: float = 0.0) -> FloatArr
 
 
 def defined_mean(values_KR: FloatArray) -> FloatArray:
-    """The mean over what is not NaN; NaN where nothing is. Shape: (R,)."""
+    """The mean over K of what is not NaN; NaN where nothing is. Shape: (R,), or none of one column (K,)."""
     defined_KR = ~np.isnan(values_KR)
     return ratio(np.where(defined_KR, values_KR, 0.0).sum(axis=0), defined_KR.sum(axis=0), otherwise=np.nan)
 
@@ -117,6 +119,24 @@ def averages_table(counts: tuple[IntArray, IntArray, IntArray], *, absent_count:
     return Table(columns=("average", "precision", "recall", "f1"), rows=rows)
 
 
+def confusion(labels_N: IntArray, predicted_N: IntArray, classes: int) -> IntArray:
+    """How often each class, by row, was taken for each, by column. Shape: (K, K)."""
+    return np.bincount(labels_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
+
+
+def confusion_table(matrix_KK: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+    """The matrix as the table `confusion`, where it is small enough to be read."""
+    if len(names) > _DRAWN_CONFUSION:
+        return {}
+    rows = tuple((name, *row) for name, row in zip(names, matrix_KK.tolist(), strict=True))
+    return {"confusion": Table(columns=("label", *names), rows=rows)}
+
+
 def defined(values: FloatArray) -> list[Cell]:
     """Numbers, null for NaN."""
-    return [None if np.isnan(value) else float(value) for value in values]
+    return [figure(value) for value in values]
+
+
+def figure(value: np.float64 | FloatArray) -> float | None:
+    """One number, null for NaN."""
+    return None if np.isnan(value) else float(value)

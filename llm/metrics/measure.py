@@ -10,7 +10,7 @@ from llm.metrics.entities import entity_tags
 from llm.metrics.inputs import same_length
 from llm.metrics.intervals import CONFIDENCE, RESAMPLES, percentile_intervals
 from llm.metrics.measured import TASKS, Measured, Selection, Table, Task
-from llm.metrics.measures import Measures, Outputs, point
+from llm.metrics.measures import Measures, Outputs
 from llm.metrics.multi_label import multi_label
 from llm.metrics.regression import regression
 from llm.metrics.slices import gap_table, largest_gap, slice_table, slices_of
@@ -41,15 +41,14 @@ def measure(
     """
     measures = _measures(task, outputs, names)
     chosen = selection(task, names)
-    headline = point(measures.statistic, measures.examples)
     intervals = {}
     if resamples:
         found = percentile_intervals(measures.drawn, measures.examples, resamples=resamples, seed=seed)
-        intervals = {name: ends for name, ends in found.items() if headline[name] is not None}
+        intervals = {name: ends for name, ends in found.items() if measures.headline[name] is not None}
     return Measured(
         task=task,
         examples=measures.examples,
-        headline=headline,
+        headline=measures.headline,
         selection=chosen,
         intervals=intervals,
         confidence=CONFIDENCE if resamples else None,

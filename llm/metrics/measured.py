@@ -105,6 +105,8 @@ def from_json(facts: object, where: str) -> Measured:
         raise MetricsError(f"{where} is not a file of measures: {reason}. {_AGAIN}") from error
 
 
+_WIDTHS = {"slices": 5, "gaps": 6, "calibration": 4, "residual_histogram": 3}
+"""Columns of tables that are drawn."""
 _AGAIN = "Evaluate the checkpoint again to write it anew."
 
 
@@ -157,6 +159,9 @@ def _table(name: str, table: Mapping[str, Any]) -> Table:
     rows = tuple(tuple(_cell(name, value) for value in row) for row in table["rows"])
     if any(len(row) != len(columns) for row in rows):
         raise ValueError(f"the table {name} has a row that is not {len(columns)} cells long")
+    width = len(rows) + 1 if name == "confusion" else _WIDTHS.get(name.partition("/")[0], len(columns))
+    if len(columns) != width:
+        raise ValueError(f"the table {name} has {len(columns)} columns, and must have {width}")
     return Table(columns=columns, rows=rows)
 
 

@@ -1,4 +1,4 @@
-"""What each task hands to `measure`: its figures as functions of draws, its tables and curves."""
+"""What each task gets from `measure` and hands back: figures, what draws make of them, tables and curves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from llm.metrics.counted import figure
 from llm.metrics.inputs import IntArray
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Curve, Table
@@ -33,8 +34,8 @@ class Measures:
 
     examples: int
     """N."""
-    statistic: Statistic
-    """Every figure of the headline."""
+    headline: dict[str, float | None]
+    """Every figure, null where undefined."""
     drawn: Statistic
     """The figures that have intervals."""
     of_rows: Callable[[IntArray], Statistic]
@@ -48,4 +49,4 @@ class Measures:
 def point(statistic: Statistic, examples: int) -> dict[str, float | None]:
     """The figures of the examples as they are, null where undefined."""
     found = statistic(np.ones((examples, 1), dtype=np.int64))
-    return {name: None if np.isnan(values[0]) else float(values[0]) for name, values in found.items()}
+    return {name: figure(values[0]) for name, values in found.items()}

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm.metrics.counted import averages, averages_table, class_table, defined, defined_mean
+from llm.metrics.counted import averages, averages_table, class_table, defined, defined_mean, figure
 from llm.metrics.inputs import FloatArray, IntArray, class_names, label_matrix, label_probabilities
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Curve, Table
-from llm.metrics.measures import Measures, Outputs
-from llm.metrics.ranking import Ranking, drawn_curves
+from llm.metrics.measures import Measures, Outputs, point
+from llm.metrics.ranking import Ranking, areas_of, drawn_curves
 
 THRESHOLD = 0.5
 AVERAGES = ("precision_micro", "recall_micro", "f1_micro", "f1_macro", "f1_weighted")
@@ -36,13 +36,18 @@ def multi_label(outputs: Outputs, names: Sequence[str]) -> Measures:
     label_names = class_names(names, least=1, what="label")
     probabilities_NL = label_probabilities(outputs.probabilities, len(label_names))
     labels_NL = label_matrix(outputs.labels, *probabilities_NL.shape)
+    areas = areas_of(probabilities_NL, labels_NL)
     few = len(label_names) <= _RESAMPLED_AREAS
     return Measures(
         examples=len(labels_NL),
-        statistic=multi_label_statistic(probabilities_NL, labels_NL),
+        headline={
+            **point(multi_label_statistic(probabilities_NL, labels_NL, areas=False), len(labels_NL)),
+            "roc_auc": figure(defined_mean(areas["roc_auc"])),
+            "mean_average_precision": figure(defined_mean(areas["average_precision"])),
+        },
         drawn=multi_label_statistic(probabilities_NL, labels_NL, areas=few),
         of_rows=lambda rows: multi_label_statistic(probabilities_NL[rows], labels_NL[rows], areas=False),
-        tables=_tables(probabilities_NL, labels_NL, label_names),
+        tables=_tables(probabilities_NL, labels_NL, label_names, areas),
         curves=_curves(probabilities_NL, labels_NL, label_names),
     )
 
@@ -53,14 +58,14 @@ def multi_label_statistic(probabilities_NL: FloatArray, labels_NL: IntArray, *, 
     Args:
         probabilities_NL: From 0 to 1.
         labels_NL: 0 or 1.
-        areas: Include the areas under curves, which take time proportional to L.
+        areas: Include the areas under curves, which take time and memory proportional to L.
     """
     predicted_NL = (probabilities_NL > THRESHOLD).astype(np.int64)
     right_NL = predicted_NL & labels_NL
     whole_N = (predicted_NL == labels_NL).all(axis=1).astype(np.float64)
     wrong_N = (predicted_NL != labels_NL).mean(axis=1)
     losses_N = _log_losses(probabilities_NL, labels_NL)
-    rankings = [Ranking(probabilities_NL[:, each], labels_NL[:, each]) for each in range(labels_NL.shape[1])]
+    rankings = [Ranking(*column) for column in zip(probabilities_NL.T, labels_NL.T, strict=True)] if areas else []
     # Products of float64, which BLAS multiplies; whole numbers up to 2^53 stay exact.
     tallies = [each_NL.T.astype(np.float64) for each_NL in (right_NL, predicted_NL, labels_NL)]
 
@@ -74,7 +79,7 @@ def multi_label_statistic(probabilities_NL: FloatArray, labels_NL: IntArray, *, 
             **{name: averaged[name] for name in AVERAGES},
             "log_loss": (losses_N @ weights_NR) / drawn_R,
         }
-        if areas:
+        if rankings:
             roc, precision = zip(*(ranking.areas(counts_NR) for ranking in rankings), strict=True)
             found["roc_auc"] = defined_mean(np.stack(roc))
             found["mean_average_precision"] = defined_mean(np.stack(precision))
@@ -91,13 +96,12 @@ def _log_losses(probabilities_NL: FloatArray, labels_NL: IntArray) -> FloatArray
     return losses_N
 
 
-def _tables(probabilities_NL: FloatArray, labels_NL: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+def _tables(
+    probabilities_NL: FloatArray, labels_NL: IntArray, names: tuple[str, ...], areas: dict[str, FloatArray]
+) -> dict[str, Table]:
     predicted_NL = (probabilities_NL > THRESHOLD).astype(np.int64)
     counts = ((predicted_NL & labels_NL).sum(axis=0), predicted_NL.sum(axis=0), labels_NL.sum(axis=0))
-    every_N1 = np.ones((len(labels_NL), 1), dtype=np.int64)
-    areas = [Ranking(probabilities_NL[:, each], labels_NL[:, each]).areas(every_N1) for each in range(len(names))]
-    roc, precision = (np.concatenate(column) for column in zip(*areas, strict=True))
-    further = {"roc_auc": defined(roc), "average_precision": defined(precision)}
+    further = {name: defined(area_L) for name, area_L in areas.items()}
     return {
         "classes": class_table(names, counts, further, heading="label"),
         "averages": averages_table(counts, absent_count=True),

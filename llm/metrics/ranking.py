@@ -6,7 +6,7 @@ Legend: N examples, R draws, G groups of examples with one score.
 from __future__ import annotations
 
 import numpy as np
-from sklearn.metrics import precision_recall_curve, roc_curve
+from numpy.typing import NDArray
 
 from llm.metrics.counted import ratio
 from llm.metrics.inputs import FloatArray, IntArray
@@ -24,7 +24,7 @@ class Ranking:
         positives_N: 1 or true for what should be ranked high.
     """
 
-    def __init__(self, scores_N: FloatArray, positives_N: IntArray) -> None:
+    def __init__(self, scores_N: FloatArray, positives_N: IntArray | NDArray[np.bool_]) -> None:
         self._order = np.argsort(-scores_N, kind="stable")
         ordered_N = scores_N[self._order]
         self._starts = np.flatnonzero(np.append(True, ordered_N[1:] != ordered_N[:-1]))
@@ -48,6 +48,18 @@ class Ranking:
         return roc_R, ratio(precision_R, positives_R, otherwise=np.nan)
 
 
+def areas_of(scores_NK: FloatArray, positives_NK: IntArray | NDArray[np.bool_]) -> dict[str, FloatArray]:
+    """Both areas of each column of scores, one column after the other: a thousand classes are sorted, not held sorted.
+
+    Returns:
+        `roc_auc` and `average_precision`. Shape: (K,) each.
+    """
+    every_N1 = np.ones((len(scores_NK), 1), dtype=np.int64)
+    pairs = [Ranking(*column).areas(every_N1) for column in zip(scores_NK.T, positives_NK.T, strict=True)]
+    roc, precision = (np.concatenate(areas) for areas in zip(*pairs, strict=True))
+    return {"roc_auc": roc, "average_precision": precision}
+
+
 def drawn_curves(name: str, scores_N: FloatArray, positives_N: IntArray) -> tuple[Curve, Curve] | None:
     """The ROC and the precision-recall curve, thinned; None where an area is undefined.
 
@@ -56,6 +68,8 @@ def drawn_curves(name: str, scores_N: FloatArray, positives_N: IntArray) -> tupl
         scores_N: The larger, the likelier positive.
         positives_N: 0 or 1.
     """
+    from sklearn.metrics import precision_recall_curve, roc_curve  # a second or two, which readers of measures save
+
     positives = int(positives_N.sum())
     if not 0 < positives < len(positives_N):
         return None

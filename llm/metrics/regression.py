@@ -14,7 +14,7 @@ from llm.metrics.counted import GroupSums, ratio
 from llm.metrics.inputs import FloatArray, IntArray, real_values, same_length
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Curve, Table
-from llm.metrics.measures import Measures, Outputs
+from llm.metrics.measures import Measures, Outputs, point
 
 _NO_VARIANCE = 1e-12
 """Of the sum of squares: what is left of equal values when means are subtracted in float64."""
@@ -34,7 +34,7 @@ def regression(outputs: Outputs) -> Measures:
     statistic = regression_statistic(predictions_N, labels_N)
     return Measures(
         examples=len(labels_N),
-        statistic=statistic,
+        headline=point(statistic, len(labels_N)),
         drawn=statistic,
         of_rows=lambda rows: regression_statistic(predictions_N[rows], labels_N[rows]),
         tables=_residuals(predictions_N - labels_N),

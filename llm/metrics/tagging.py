@@ -12,21 +12,18 @@ from itertools import pairwise
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.metrics import confusion_matrix
 
 from llm.errors import MetricsError
 from llm.metrics.classification import AVERAGES
-from llm.metrics.counted import averages, averages_table, class_table
+from llm.metrics.counted import averages, averages_table, class_table, confusion, confusion_table
 from llm.metrics.entities import EntityTags, entity_tags
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names
 from llm.metrics.intervals import Statistic
 from llm.metrics.measured import Table
-from llm.metrics.measures import Measures, Outputs
+from llm.metrics.measures import Measures, Outputs, point
 
 Tallies = tuple[IntArray, IntArray, IntArray]
 """Correct, predicted, support of each example. Shape: (N, V) or (N, E) each."""
-
-_DRAWN_CONFUSION = 40  # tags; a larger matrix is unreadable
 
 
 def tagging(outputs: Outputs, names: Sequence[str]) -> Measures:
@@ -53,11 +50,9 @@ def tagging(outputs: Outputs, names: Sequence[str]) -> Measures:
     tables = _tables(tokens, tags, heading="tag", prefix="")
     if entities is not None and scheme is not None:
         tables |= _tables(entities, scheme.types, heading="entity", prefix="entity_")
-    if len(tags) <= _DRAWN_CONFUSION:
-        matrix_VV: IntArray = confusion_matrix(labels_K, predicted_K, labels=range(len(tags))).astype(np.int64)
-        rows = tuple((name, *row) for name, row in zip(tags, matrix_VV.tolist(), strict=True))
-        tables["confusion"] = Table(columns=("label", *tags), rows=rows)
-    return Measures(examples=len(lengths_N), statistic=statistic, drawn=statistic, of_rows=of_rows, tables=tables)
+    tables |= confusion_table(confusion(labels_K, predicted_K, len(tags)), tags)
+    headline = point(statistic, len(lengths_N))
+    return Measures(examples=len(lengths_N), headline=headline, drawn=statistic, of_rows=of_rows, tables=tables)
 
 
 def tagging_statistic(tokens: Tallies, entities: Tallies | None) -> Statistic:
