@@ -28,7 +28,7 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            metavar="[FILE]",
+            metavar="FILE",
             help="UTF-8 text, one a line, or JSON lines (.jsonl) with a text each; - is standard input.",
             show_default=False,
         ),

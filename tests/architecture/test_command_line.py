@@ -26,6 +26,7 @@ SURFACE = {
     "": ["--debug", "--version"],
     "quickstart": ["--out"],
     "pretrain": ["CONFIG", "KEY=VALUE", "--fresh"],
+    "predict": ["RUN_OR_CHECKPOINT", "FILE", "--text-field", "--batch-size"],
     "evaluate": ["RUN_OR_CHECKPOINT", "--text", "--dataset", "--json"],
     "generate": [
         "RUN_OR_CHECKPOINT",

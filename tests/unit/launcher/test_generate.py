@@ -31,6 +31,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         yield from prompt.text[::-1]
 
     monkeypatch.setattr("cluster.inference.load_run", lambda _: None)
+    monkeypatch.setattr("cluster.inference.require_text_model", lambda _: None)
     monkeypatch.setattr("launcher.text_stream.continue_texts", texts)
     monkeypatch.setattr("launcher.text_stream.continue_text", stream)
     return calls

@@ -11,6 +11,7 @@ from cluster import inference
 from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.evaluation.task import _model
+from cluster.resolution import model_of_run
 from cluster.topology import Topology
 from data_pipeline.dataset import Dataset
 from llm.attention import AttentionNeeds, ResolvedAttention
@@ -30,5 +31,6 @@ def test_attention_is_chosen_for_the_device_and_the_numbers_that_compute(
     assert info.manifest is not None
     monkeypatch.setitem(info.manifest.run["layout"], "precision", precision)
     monkeypatch.setattr(inference, "resolve_attention", choose)
-    _model(trained, info, [Dataset.open(dataset)], Topology(device="meta"))  # a device that every machine has
+    shape = model_of_run(trained, Dataset.open(dataset))
+    _model(shape, info, Topology(device="meta"))  # a device that every machine has
     assert [(needs.device_type, needs.dtype, needs.training) for needs in asked] == [("meta", dtype, False)]
