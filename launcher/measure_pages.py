@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from launcher.commands.arguments import print_json
 from launcher.console import results
-from launcher.progress_lines import plain
+from launcher.report.figure_names import name_of
 from launcher.report.units import significant
 
 if TYPE_CHECKING:
@@ -36,5 +36,5 @@ def print_measures(loaded: LoadedModel, datasets: list[str], *, as_json: bool) -
         for name, value in each.headline.items():
             ends = each.intervals.get(name)
             interval = "" if ends is None else f"{significant(ends[0])} to {significant(ends[1])}"
-            table.add_row(plain(name), significant(value), interval)
+            table.add_row(name_of(name), significant(value), interval)
         out.print(table)

@@ -9,13 +9,13 @@ from typing import Any
 from rich.text import Text
 
 from launcher.report.events import title, tone
+from launcher.report.figure_names import name_of
 from launcher.report.record import Event
 from launcher.report.units import MISSING, plural, significant
 from launcher.report.words import weights_words
 
 _STYLES = {"tick": "dim", "calm": "", "good": "green", "warn": "yellow", "bad": "bold red"}
 _TOLD_FIGURES = 4
-_SPELLED = {"f1": "F1", "mse": "MSE", "rmse": "RMSE", "mae": "MAE", "r2": "R2", "roc": "ROC", "pr": "PR", "auc": "area"}
 _OUR_PACKAGES = ("llm", "data_pipeline", "cluster")
 
 
@@ -42,13 +42,13 @@ def figures(message: Mapping[str, Any], validation: Mapping[str, Mapping[str, An
     for name, found in validation.items():
         label = "validation" if len(validation) == 1 else f"validation {name}"
         key, value = next(iter(_told(found).items()), ("loss", found.get("loss")))
-        parts.append(f"{label} {'' if key == 'perplexity' else f'{plain(key)} '}{significant(value)}")
+        parts.append(f"{label} {'' if key == 'perplexity' else f'{name_of(key)} '}{significant(value)}")
     return "  ".join(parts)
 
 
 def validation_line(name: str, found: Mapping[str, Any]) -> str:
     """What an evaluation found of a dataset, by the names of its figures: a perplexity, or the figures of a task."""
-    told = ", ".join(f"{plain(key)} {significant(value)}" for key, value in _told(found).items())
+    told = ", ".join(f"{name_of(key)} {significant(value)}" for key, value in _told(found).items())
     return f"validation {told}  ({name})"
 
 
@@ -57,15 +57,10 @@ def _told(found: Mapping[str, Any]) -> dict[str, Any]:
     return dict([(key, value) for key, value in found.items() if key != "loss"][:_TOLD_FIGURES])
 
 
-def plain(key: str) -> str:
-    """The name of a figure as words: `f1_macro` is `F1 macro`."""
-    return " ".join(_SPELLED.get(word, word) for word in key.split("_"))
-
-
 def eval_line(message: Mapping[str, Any]) -> Text:
     """One line about an evaluation."""
     found = {key.removeprefix("eval/"): value for key, value in message.items() if key.startswith("eval/")}
-    told = ", ".join(f"{plain(key)} {significant(value)}" for key, value in _told(found).items())
+    told = ", ".join(f"{name_of(key)} {significant(value)}" for key, value in _told(found).items())
     loss = _decimals(found.get("loss"), 4)
     return Text(f"step {message['step']:,}: validation {told} (loss {loss}, {message['name']})", style="cyan")
 

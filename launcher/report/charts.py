@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from launcher.report.figure_names import title_of
+from launcher.report.headline import learns_labels
 from launcher.report.runs import ReportedRun, memory_unit
 from launcher.report.words import heading
 
@@ -103,6 +105,8 @@ def charts_of(runs: Sequence[ReportedRun]) -> list[Chart]:
     """The charts that have something to show, ours first."""
     size, name = memory_unit(runs)
     charts = [chart if chart.unit != "bytes" else replace(chart, unit=name, scale=1 / size) for chart in _CHARTS]
+    if all(learns_labels(run.record) for run in runs):
+        charts[0] = replace(charts[0], unit="per label")
     candidates = [*charts, *_further_charts(runs)]
     return [chart for chart in candidates if any(chart.has_training(run) or chart.evaluated(run) for run in runs)]
 
@@ -120,7 +124,7 @@ def _further_charts(runs: Sequence[ReportedRun]) -> list[Chart]:
 
 def _further_chart(suffix: str, memory: tuple[int, str]) -> Chart:
     """A chart of a figure that this version does not know, in the unit that its name carries."""
-    title = heading(suffix.replace("/", ": "))
+    title = title_of(suffix) if "/" not in suffix else heading(suffix.replace("/", ": "))
     if suffix.endswith("_bytes"):
         return Chart(title=title, unit=memory[1], suffix=suffix, scale=1 / memory[0], noisy=False)
     return Chart(title=title, unit="s" if suffix.endswith("_seconds") else "as logged", suffix=suffix)

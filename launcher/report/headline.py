@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cluster.record.goodput import Goodput
+from launcher.report.figure_names import name_of
 from launcher.report.json_facts import finite
 from launcher.report.metrics import Evaluation
 from launcher.report.record import RunRecord
@@ -25,6 +26,7 @@ from launcher.report.units import (
     short_count,
     significant,
 )
+from llm.metrics.measured import Selection
 
 FORMULAS = (
     "Perplexity is exp(loss), loss the mean cross entropy over target tokens in nats. "
@@ -68,10 +70,12 @@ def headline(run: ReportedRun, memory: ByteUnit) -> list[Card]:
 
 
 def perplexity(evaluation: Evaluation) -> float | None:
-    """The perplexity of an eval line, from its loss where only that was logged; None where not finite."""
+    """The perplexity of an eval line, from its loss where only that was logged; None where not finite, or of labels."""
     found = finite(evaluation.values.get("eval/perplexity"))
     if found is not None or "eval/perplexity" in evaluation.values:
         return found
+    if any(key.startswith("eval/") and key != "eval/loss" for key in evaluation.values):
+        return None
     loss = finite(evaluation.values.get("eval/loss"))
     try:
         return None if loss is None else math.exp(loss)
@@ -79,10 +83,25 @@ def perplexity(evaluation: Evaluation) -> float | None:
         return None
 
 
-def best_evaluation(evaluations: list[Evaluation], name: str) -> Evaluation | None:
-    """The line of one dataset with the lowest perplexity, the earliest of equals."""
-    scored = [(score, line) for line in evaluations if line.name == name and (score := perplexity(line)) is not None]
+def best_evaluation(evaluations: list[Evaluation], name: str, chosen: Selection | None = None) -> Evaluation | None:
+    """The line of one dataset with the lowest perplexity, or the best chosen figure, the earliest of equals."""
+    lines = [line for line in evaluations if line.name == name]
+    if chosen is None:
+        scored = [(score, line) for line in lines if (score := perplexity(line)) is not None]
+    else:
+        sign, key = (-1 if chosen.larger_is_better else 1), f"eval/{chosen.name}"
+        scored = [(sign * value, line) for line in lines if (value := finite(line.values.get(key))) is not None]
     return min(scored, key=lambda pair: pair[0])[1] if scored else None
+
+
+def learns_labels(record: RunRecord) -> bool:
+    """Whether a run learns labels, not text."""
+    return isinstance(record.facts.get("labels"), dict)
+
+
+def chosen_figure(record: RunRecord) -> Selection | None:
+    """The figure that the checkpoints of a run that learns labels are chosen by, as far as it was measured."""
+    return next((named.measured.selection for named in record.measures), None)
 
 
 def baseline(record: RunRecord) -> tuple[str, float] | None:
@@ -111,6 +130,8 @@ def _training(record: RunRecord) -> Card:
     step = f"at step {int(record.train.step[-1]):,}"
     if math.isinf(loss):
         return Card(label="Training loss", value="not finite", note=step)
+    if learns_labels(record):
+        return Card(label="Training loss", value=significant(loss), unit="per label", note=step)
     shown = _last(record.train.column("train/perplexity"))
     note = f"perplexity {significant(shown if shown is not None else math.exp(min(loss, 700)))} {step}"
     return Card(label="Training loss", value=significant(loss), unit="nats/token", note=note)
@@ -118,6 +139,8 @@ def _training(record: RunRecord) -> Card:
 
 def _validation(record: RunRecord) -> Card:
     names = list(dict.fromkeys(line.name for line in record.evaluations))
+    if learns_labels(record):
+        return _chosen(record, names)
     best = best_evaluation(record.evaluations, names[0]) if names else None
     reached = None if best is None else perplexity(best)
     label = "Best validation perplexity"
@@ -132,6 +155,20 @@ def _validation(record: RunRecord) -> Card:
         side = "below" if reached < level else "above"
         note += f"; {percentage(abs(1 - reached / level))} {side} {name} ({significant(level)})"
     return Card(label=label, value=significant(reached), unit="per token", note=note, amount=reached)
+
+
+def _chosen(record: RunRecord, names: list[str]) -> Card:
+    chosen = chosen_figure(record)
+    if chosen is None or not names:
+        return Card(label="Best validation figure", value=MISSING, note="not evaluated yet")
+    label = f"Best validation {name_of(chosen.name)}"
+    best = best_evaluation(record.evaluations, names[0], chosen)
+    if best is None:
+        return Card(label=label, value=MISSING, note="never defined")
+    note = f"{best.name}, step {best.step:,}"
+    if len(names) > 1:
+        note += f" (and {plural(len(names) - 1, 'more set')})"
+    return Card(label=label, value=significant(best.values[f"eval/{chosen.name}"]), note=note)
 
 
 def _tokens(record: RunRecord) -> Card:

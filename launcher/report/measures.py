@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from launcher.report.downsample import spread
+from launcher.report.figure_names import name_of
 from launcher.report.markup import Column, Row, by_run, fold, left_out, section, swatch, table
 from launcher.report.measure_plots import measure_plots
 from launcher.report.record import NamedMeasures
@@ -16,34 +17,6 @@ from llm.metrics.measured import Cell, Measured, Table
 
 _ROWS = 200
 _OPEN = 2  # of the sets of one run
-_NAMES = {
-    "average_precision": "average precision",
-    "calibration_error": "expected calibration error",
-    "entity_f1": "F1 of entities",
-    "entity_f1_macro": "F1 of entities, macro",
-    "entity_precision": "precision of entities",
-    "entity_recall": "recall of entities",
-    "f1": "F1",
-    "f1_macro": "F1, macro",
-    "f1_micro": "F1, micro",
-    "f1_weighted": "F1, weighted",
-    "hamming_loss": "Hamming loss",
-    "log_loss": "log loss, nats",
-    "mae": "mean absolute error",
-    "matthews_correlation": "Matthews correlation",
-    "mse": "mean squared error",
-    "multi_label_classification": "multi-label classification",
-    "pearson": "Pearson correlation",
-    "precision_macro": "precision, macro",
-    "precision_micro": "precision, micro",
-    "r2": "R²",
-    "recall_macro": "recall, macro",
-    "recall_micro": "recall, micro",
-    "rmse": "root mean squared error",
-    "roc_auc": "area under ROC",
-    "share_of_label": "share of the label",
-    "spearman": "Spearman correlation",
-}
 _TABLES = {
     "gaps": "Largest gaps between groups",
     "classes": "By class",
@@ -61,11 +34,6 @@ def measures_section(runs: Sequence[ReportedRun]) -> str:
     summary = _summary(runs) if len(runs) > 1 else ""
     bodies = [(plural(len(run.record.measures), "dataset"), _measures(run)) for run in runs]
     return section("Measures", summary + by_run(runs, bodies))
-
-
-def name_of(key: str) -> str:
-    """A figure or task in words."""
-    return _NAMES.get(key, label(key))
 
 
 def _summary(runs: Sequence[ReportedRun]) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from launcher.report.comparison import cautions
 from launcher.report.downsample import spread
 from launcher.report.events import describe, title, tone
-from launcher.report.headline import best_evaluation, perplexity
+from launcher.report.headline import best_evaluation, chosen_figure, learns_labels, perplexity
 from launcher.report.json_facts import whole
 from launcher.report.markup import Column, Row, by_run, left_out, section, swatch, table
 from launcher.report.metrics import Evaluation
@@ -64,17 +64,22 @@ def _lowest_by_dataset(runs: Sequence[ReportedRun]) -> dict[str, float]:
 
 def _evaluations(run: ReportedRun) -> str:
     lines = run.record.evaluations
-    best = [best_evaluation(lines, name) for name in {line.name for line in lines}]
+    chosen = chosen_figure(run.record) if learns_labels(run.record) else None
+    best = [best_evaluation(lines, name, chosen) for name in {line.name for line in lines}]
     marked = {place for place, line in enumerate(lines) if any(line is other for other in best)}
     others = sorted({key for line in lines for key in line.values} - {"eval/loss", "eval/perplexity"})
     kept = spread(len(lines), _ROWS, marked)
-    rows = [_evaluation_row(lines[place], run, others, place in marked) for place in reversed(kept)]
+    has_perplexity = not learns_labels(run.record)
+    rows = [_evaluation_row(lines[place], run, others, place in marked, has_perplexity) for place in reversed(kept)]
     head: list[Column] = [("Step", "numeric"), ("Dataset", "words"), ("Tokens trained", "numeric"), ("After", "tight")]
-    head += [*_FIGURES, *((label(key.removeprefix("eval/")), "numeric") for key in others)]
+    head += [
+        *(_FIGURES if has_perplexity else (("Loss, per label", "numeric"),)),
+        *((label(key.removeprefix("eval/")), "numeric") for key in others),
+    ]
     return table(head, rows) + left_out(len(lines), kept)
 
 
-def _evaluation_row(line: Evaluation, run: ReportedRun, others: list[str], is_best: bool) -> Row:
+def _evaluation_row(line: Evaluation, run: ReportedRun, others: list[str], is_best: bool, has_perplexity: bool) -> Row:
     badge = _BEST if is_best else ""
     lost = "eval/perplexity" in line.values and perplexity(line) is None
     cells = [
@@ -82,9 +87,10 @@ def _evaluation_row(line: Evaluation, run: ReportedRun, others: list[str], is_be
         escape(line.name),
         _whole(run.axes.tokens_at(line.step)),
         duration(run.axes.at_step(line.step, line.time_unix_seconds)["seconds"]),
-        _value(line, "eval/loss"),
-        "not finite" if lost else significant(perplexity(line)) + badge,
+        _value(line, "eval/loss") + ("" if has_perplexity else badge),
     ]
+    if has_perplexity:
+        cells.append("not finite" if lost else significant(perplexity(line)) + badge)
     return ("best" if is_best else ""), cells + [_value(line, key) for key in others]
 
 
