@@ -29,6 +29,8 @@ from llm.metrics.measured import Measured
 
 _ROWS = 16
 _PAD = 0
+LIKELY = 0.5
+"""A label is said to hold above it, as it is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ def _outcome(loaded: LoadedModel, text: str | Sequence[str], values: Any) -> dic
     probabilities = {name: float(value) for name, value in zip(names, values[0], strict=True)}
     if loaded.task == "multi_label_classification":
         return {
-            "labels": [name for name, share in probabilities.items() if share >= 0.5],
+            "labels": [name for name, share in probabilities.items() if share > LIKELY],
             "probabilities": probabilities,
         }
     return {"label": max(probabilities, key=probabilities.__getitem__), "probabilities": probabilities}

@@ -1,0 +1,65 @@
+"""Texts to predict for, out of files and standard input."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from launcher.errors import UsageError
+from launcher.text_lines import TextLine, read_lines
+
+
+def test_lines_are_texts_as_they_stand_and_blank_ones_are_passed_over(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeffone \n\n{two}\r\n", encoding="utf-8")
+    assert list(read_lines(path, "text", words=False)) == [
+        TextLine(text="one ", fields={"text": "one "}),
+        TextLine(text="{two}", fields={"text": "{two}"}),
+    ]
+
+
+def test_objects_give_back_what_they_hold(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"body": "a b", "id": 7}\n', encoding="utf-8")
+    fields = {"body": "a b", "id": 7}
+    assert list(read_lines(path, "body", words=False)) == [TextLine(text="a b", fields=fields)]
+    assert list(read_lines(path, "body", words=True)) == [TextLine(text=["a", "b"], fields=fields)]
+
+
+def test_standard_input_may_mix_texts_and_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO(b'plain text\n{"text": ["two", "words"]}\n')
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=content))
+    found = [line.text for line in read_lines(Path("-"), "text", words=True)]
+    assert found == [["plain", "text"], ["two", "words"]]
+
+
+@pytest.mark.parametrize(
+    ("content", "words", "message"),
+    [
+        (b'{"text": ""}', False, r"line 2: '' under 'text' is not a text that is not empty. Mend the line."),
+        (b'{"text": 3}', False, r"line 2: 3 under 'text' is not a text that is not empty"),
+        (b'{"text": ["a", ""]}', True, r"is not a text or a list of words that is not empty"),
+        (b'{"text": []}', True, r"is not a text or a list of words that is not empty"),
+        (b'{"body": "a"}', False, r"line 2: no object with the key 'text'; it has 'body'. Set --text-field"),
+        (b"[1]", False, r"line 2: no object with the key 'text'; it has none"),
+        (b"{", False, r"line 2: not JSON"),
+        (b"\xff", False, r"line 2: not UTF-8 text \(byte 0\). Convert it first."),
+    ],
+)
+def test_line_that_asks_nothing_is_refused_with_its_place(
+    content: bytes, words: bool, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "fine"}\n' + content + b"\n")
+    lines = read_lines(path, "text", words=words)
+    assert next(lines).fields == {"text": "fine"}
+    with pytest.raises(UsageError, match=message):
+        next(lines)
+
+
+def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"none.txt: cannot be read: No such file"):
+        next(read_lines(tmp_path / "none.txt", "text", words=False))
