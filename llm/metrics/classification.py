@@ -27,15 +27,14 @@ from llm.metrics.counted import (
 )
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names, class_probabilities
 from llm.metrics.intervals import Statistic
-from llm.metrics.measured import Cell, Curve, Table
+from llm.metrics.measured import Cell, Table
 from llm.metrics.measures import Measures, Outputs, point
-from llm.metrics.ranking import Ranking, areas_of, drawn_curves
+from llm.metrics.ranking import Ranking, areas_of, curves_of
 
 AVERAGES = ("precision_macro", "recall_macro", "f1_macro", "f1_weighted")
 """Of the headline. One label an example makes the micro averages and the weighted recall equal to accuracy."""
 
-_RESAMPLED_AREAS = 20  # classes; areas of more take minutes to resample
-_DRAWN_CURVES = 10  # classes, those with most examples
+_RESAMPLED_AREAS = 20  # classes: half a second each at 10,000 examples and a thousand draws
 _PAIRS = 20
 
 
@@ -48,7 +47,9 @@ def classification(outputs: Outputs, names: Sequence[str]) -> Measures:
     classes = class_names(names, least=2)
     probabilities_NC = class_probabilities(outputs.probabilities, len(classes))
     labels_N = class_labels(outputs.labels, len(probabilities_NC), len(classes))
-    areas = areas_of(probabilities_NC, labels_N[:, None] == np.arange(len(classes)))
+    positives_NC = labels_N[:, None] == np.arange(len(classes))
+    areas = areas_of(probabilities_NC, positives_NC)
+    ranked = _ranked(len(classes))
     few = len(classes) <= _RESAMPLED_AREAS
     return Measures(
         examples=len(labels_N),
@@ -56,7 +57,12 @@ def classification(outputs: Outputs, names: Sequence[str]) -> Measures:
         drawn=classification_statistic(probabilities_NC, labels_N, areas=few),
         of_rows=lambda rows: classification_statistic(probabilities_NC[rows], labels_N[rows], areas=False),
         tables=_tables(probabilities_NC, labels_N, classes, areas),
-        curves=_curves(probabilities_NC, labels_N, classes),
+        curves=curves_of(
+            classes[ranked],
+            probabilities_NC[:, ranked],
+            positives_NC[:, ranked],
+            {name: area_C[ranked] for name, area_C in areas.items()},
+        ),
     )
 
 
@@ -76,7 +82,8 @@ def classification_statistic(probabilities_NC: FloatArray, labels_N: IntArray, *
     correct_N = predicted_N == labels_N
     by_label, by_prediction = GroupSums(labels_N, classes), GroupSums(predicted_N, classes)
     losses_N = log_losses(probabilities_NC, labels_N)
-    rankings = _rankings(probabilities_NC, labels_N) if areas else []
+    ranked = range(classes)[_ranked(classes)] if areas else ()
+    rankings = [Ranking(probabilities_NC[:, each], labels_N == each) for each in ranked]
 
     def figures(counts_NR: IntArray) -> dict[str, FloatArray]:
         weights_NR = counts_NR.astype(np.float64)
@@ -116,7 +123,7 @@ def _headline(
     probabilities_NC: FloatArray, labels_N: IntArray, areas: dict[str, FloatArray]
 ) -> dict[str, float | None]:
     statistic = classification_statistic(probabilities_NC, labels_N, areas=False)
-    ranked = slice(1, 2) if probabilities_NC.shape[1] == 2 else slice(None)
+    ranked = _ranked(probabilities_NC.shape[1])
     every_N1 = np.ones((len(labels_N), 1), dtype=np.int64)
     return {
         **point(statistic, len(labels_N)),
@@ -129,11 +136,9 @@ def _calibration(probabilities_NC: FloatArray, labels_N: IntArray) -> Calibratio
     return Calibration(probabilities_NC.max(axis=1), probabilities_NC.argmax(axis=1) == labels_N)
 
 
-def _rankings(probabilities_NC: FloatArray, labels_N: IntArray) -> list[Ranking]:
-    """Of the positive class, or of each class against the rest."""
-    classes = probabilities_NC.shape[1]
-    ranked = [1] if classes == 2 else range(classes)
-    return [Ranking(probabilities_NC[:, each], labels_N == each) for each in ranked]
+def _ranked(classes: int) -> slice:
+    """The classes whose areas make up the headline's: the positive one of two, each of more against the rest."""
+    return slice(1, 2) if classes == 2 else slice(None)
 
 
 def _matthews(right_CR: FloatArray, predicted_CR: FloatArray, support_CR: FloatArray) -> FloatArray:
@@ -171,13 +176,3 @@ def _confused(matrix_CC: IntArray, names: tuple[str, ...]) -> Table:
         if examples := int(wrong_CC[label, predicted]):
             rows.append((names[label], names[predicted], examples, examples / int(matrix_CC[label].sum())))
     return Table(columns=("label", "predicted", "examples", "share_of_label"), rows=tuple(rows))
-
-
-def _curves(probabilities_NC: FloatArray, labels_N: IntArray, names: tuple[str, ...]) -> dict[str, list[Curve]]:
-    support_C = np.bincount(labels_N, minlength=len(names))
-    drawn = [1] if len(names) == 2 else np.sort(np.argsort(-support_C, kind="stable")[:_DRAWN_CURVES]).tolist()
-    pairs = [
-        drawn_curves(names[each], probabilities_NC[:, each], (labels_N == each).astype(np.int64)) for each in drawn
-    ]
-    known = [pair for pair in pairs if pair is not None]
-    return {"roc": [roc for roc, _ in known], "precision_recall": [precision for _, precision in known]}

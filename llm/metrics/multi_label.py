@@ -15,16 +15,15 @@ import numpy as np
 from llm.metrics.counted import averages, averages_table, class_table, defined, defined_mean, figure
 from llm.metrics.inputs import FloatArray, IntArray, class_names, label_matrix, label_probabilities
 from llm.metrics.intervals import Statistic
-from llm.metrics.measured import Curve, Table
+from llm.metrics.measured import Table
 from llm.metrics.measures import Measures, Outputs, point
-from llm.metrics.ranking import Ranking, areas_of, drawn_curves
+from llm.metrics.ranking import Ranking, areas_of, curves_of
 
 THRESHOLD = 0.5
 AVERAGES = ("precision_micro", "recall_micro", "f1_micro", "f1_macro", "f1_weighted")
 """Of the headline."""
 
-_RESAMPLED_AREAS = 20  # labels; areas of more take minutes to resample
-_DRAWN_CURVES = 10  # labels, those with most examples
+_RESAMPLED_AREAS = 20  # labels: half a second each at 10,000 examples and a thousand draws
 
 
 def multi_label(outputs: Outputs, names: Sequence[str]) -> Measures:
@@ -48,7 +47,7 @@ def multi_label(outputs: Outputs, names: Sequence[str]) -> Measures:
         drawn=multi_label_statistic(probabilities_NL, labels_NL, areas=few),
         of_rows=lambda rows: multi_label_statistic(probabilities_NL[rows], labels_NL[rows], areas=False),
         tables=_tables(probabilities_NL, labels_NL, label_names, areas),
-        curves=_curves(probabilities_NL, labels_NL, label_names),
+        curves=curves_of(label_names, probabilities_NL, labels_NL, areas),
     )
 
 
@@ -106,10 +105,3 @@ def _tables(
         "classes": class_table(names, counts, further, heading="label"),
         "averages": averages_table(counts, absent_count=True),
     }
-
-
-def _curves(probabilities_NL: FloatArray, labels_NL: IntArray, names: tuple[str, ...]) -> dict[str, list[Curve]]:
-    drawn = np.sort(np.argsort(-labels_NL.sum(axis=0), kind="stable")[:_DRAWN_CURVES]).tolist()
-    pairs = [drawn_curves(names[each], probabilities_NL[:, each], labels_NL[:, each]) for each in drawn]
-    known = [pair for pair in pairs if pair is not None]
-    return {"roc": [roc for roc, _ in known], "precision_recall": [precision for _, precision in known]}

@@ -5,6 +5,8 @@ Legend: N examples, R draws, G groups of examples with one score.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,6 +16,7 @@ from llm.metrics.measured import Curve
 
 CURVE_POINTS = 200
 """Of a curve in a report; areas are those of all points."""
+_DRAWN_CURVES = 10
 
 
 class Ranking:
@@ -60,27 +63,38 @@ def areas_of(scores_NK: FloatArray, positives_NK: IntArray | NDArray[np.bool_]) 
     return {"roc_auc": roc, "average_precision": precision}
 
 
-def drawn_curves(name: str, scores_N: FloatArray, positives_N: IntArray) -> tuple[Curve, Curve] | None:
-    """The ROC and the precision-recall curve, thinned; None where an area is undefined.
+def curves_of(
+    names: Sequence[str],
+    scores_NK: FloatArray,
+    positives_NK: IntArray | NDArray[np.bool_],
+    areas: Mapping[str, FloatArray],
+) -> dict[str, list[Curve]]:
+    """The curves of the ten columns with most positives, without those whose areas are undefined.
 
     Args:
-        name: What the curves are of.
-        scores_N: The larger, the likelier positive.
-        positives_N: 0 or 1.
+        names: Of the columns.
+        scores_NK: The larger, the likelier positive.
+        positives_NK: 0 or 1.
+        areas: As `areas_of` gives them.
+
+    Returns:
+        `roc`: false against true positive rate; `precision_recall`: recall against precision, with the share of
+        positives as `base`. At most 201 points each.
     """
     from sklearn.metrics import precision_recall_curve, roc_curve  # a second or two, which readers of measures save
 
-    positives = int(positives_N.sum())
-    if not 0 < positives < len(positives_N):
-        return None
-    roc, average_precision = Ranking(scores_N, positives_N).areas(np.ones((len(scores_N), 1), dtype=np.int64))
-    false_rate, true_rate, _ = roc_curve(positives_N, scores_N)
-    precision, recall, _ = precision_recall_curve(positives_N, scores_N)
-    base = positives / len(positives_N)
-    return (
-        {"name": name, **_thinned(false_rate, true_rate), "area": float(roc[0])},
-        {"name": name, **_thinned(recall[::-1], precision[::-1]), "area": float(average_precision[0]), "base": base},
-    )
+    found: dict[str, list[Curve]] = {"roc": [], "precision_recall": []}
+    for each in np.sort(np.argsort(-positives_NK.sum(axis=0), kind="stable")[:_DRAWN_CURVES]).tolist():
+        roc, average_precision = (float(areas[name][each]) for name in ("roc_auc", "average_precision"))
+        if np.isnan(roc):
+            continue
+        base = float(positives_NK[:, each].mean())
+        false_rate, true_rate, _ = roc_curve(positives_NK[:, each], scores_NK[:, each])
+        precision, recall, _ = precision_recall_curve(positives_NK[:, each], scores_NK[:, each])
+        line = {**_thinned(recall[::-1], precision[::-1]), "area": average_precision, "base": base}
+        found["roc"].append({"name": names[each], **_thinned(false_rate, true_rate), "area": roc})
+        found["precision_recall"].append({"name": names[each], **line})
+    return found
 
 
 def _thinned(x: FloatArray, y: FloatArray) -> dict[str, list[float]]:

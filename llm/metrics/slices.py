@@ -83,7 +83,7 @@ def largest_gap(column: str, slices: Sequence[Slice]) -> tuple[Cell, ...] | None
     known = [(each.value, each) for each in slices if each.value is not None and each.examples >= LEAST_EXAMPLES]
     if len(known) < 2:
         return None
-    (high, above), (low, below) = max(known, key=lambda pair: pair[0]), min(known, key=lambda pair: pair[0])
+    (low, below), *_, (high, above) = sorted(known, key=lambda pair: pair[0])
     bounds: tuple[float | None, float | None] = (None, None)
     if above.drawn is not None and below.drawn is not None:
         bounds = ends({"gap": above.drawn - below.drawn}).get("gap", bounds)

@@ -73,6 +73,13 @@ def test_figures_of_draws_equal_the_libraries_on_the_examples_drawn(reference: R
             np.testing.assert_allclose(found[name][draw], value, rtol=TOLERANCE, atol=TOLERANCE, err_msg=name)
 
 
+def test_correlations_are_undefined_when_a_draw_has_one_example_many_times() -> None:
+    predictions_N, labels_N = numbers(50, seed=0, offset=0.1)
+    found = regression_statistic(predictions_N, labels_N)(50 * np.eye(50, dtype=np.int64))
+    for name in ("r2", "pearson", "spearman"):
+        assert np.isnan(found[name]).all(), name
+
+
 @pytest.mark.usefixtures("reference")
 @pytest.mark.parametrize(
     ("predictions", "labels", "undefined"),

@@ -42,6 +42,13 @@ def test_gap_is_between_the_groups_that_differ_most_and_bounded_away_from_zero_w
     assert 0 < low < gap < high
 
 
+def test_gap_is_uncertain_when_groups_are_equal_because_each_is_drawn_by_itself() -> None:
+    errors = np.random.default_rng(0).integers(1, 5, size=30).tolist()
+    ((_, highest, lowest, gap, low, high),) = graded(["north"] * 30 + ["south"] * 30, errors * 2).tables["gaps"].rows
+    assert (highest, lowest, gap) == ("south", "north", 0)
+    assert low < 0 < high
+
+
 def test_gap_leaves_out_groups_of_a_handful_of_examples() -> None:
     measured = graded(["north"] * 20 + ["south"] * 20 + ["west"] * 9, [1.0] * 20 + [2.0] * 20 + [9.0] * 9)
     assert measured.tables["gaps"].rows[0][1] == "south"
