@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.chat_tokens import join_segments
 from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.manifest import SPLITS, BuildLedger, ShardRecord, SourceRecord, SplitRecord
@@ -41,27 +43,46 @@ class EncodedDataset:
     shards: tuple[ShardRecord, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedDocument:
+    """A document as it goes into a shard."""
+
+    tokens: npt.NDArray[Any]
+    """With BOS and EOS, in the shard's type. Shape: (tokens,)."""
+    answer_mask: npt.NDArray[np.uint8] | None
+    """Of a conversation: 1 where the token is an answer's. Shape: (tokens,)."""
+
+
 class SplitWriter:
     """Writes the documents of one split to shards."""
 
-    def __init__(self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int) -> None:
+    def __init__(
+        self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int, *, with_answers: bool
+    ) -> None:
         self.split = split
         self.documents = 0
         self.tokens = 0
+        self.answer_tokens = 0
         self.utf8_bytes = 0
         self.shards: list[ShardRecord] = []
         self._working = working
         self._dtype = dtype
         self._shard_tokens = shard_tokens
         self._writer: ShardWriter | None = None
+        self._with_answers = with_answers
         self._hash = xxhash.xxh3_128()
+        self._mask_hash = xxhash.xxh3_128()
 
-    def add(self, document: CleanDocument, tokens: npt.NDArray[Any]) -> None:
-        """Appends a document with its BOS and EOS."""
+    def add(self, document: CleanDocument, encoded: EncodedDocument) -> None:
+        """Appends a document."""
         if self._writer is None:
-            self._writer = ShardWriter(self._working / self._file, self._dtype)
-        self._writer.add(tokens, document.document_id, document.source, document.size_bytes)
+            self._writer = ShardWriter(self._working / self._file, self._dtype, with_answers=self._with_answers)
+        tokens, answer_mask = encoded.tokens, encoded.answer_mask
+        self._writer.add(tokens, document.document_id, document.source, document.size_bytes, answer_mask)
         self._hash.update(tokens.data)
+        if answer_mask is not None:
+            self._mask_hash.update(answer_mask.data)
+            self.answer_tokens += int(answer_mask.sum())
         self.documents += 1
         self.tokens += len(tokens)
         self.utf8_bytes += document.size_bytes
@@ -76,6 +97,8 @@ class SplitWriter:
             tokens=self.tokens,
             utf8_bytes=self.utf8_bytes,
             tokens_hash=self._hash.hexdigest(),
+            answer_tokens=self.answer_tokens if self._with_answers else None,
+            answer_mask_hash=self._mask_hash.hexdigest() if self._with_answers else None,
         )
 
     def abandon(self) -> None:
@@ -107,20 +130,21 @@ def encode_corpus(
         CorpusError: The corpora changed since the survey.
     """
     dtype = token_dtype(tokenizer.vocab_size)
-    writers = {split: SplitWriter(split, working, dtype, config.shard_tokens) for split in SPLITS}
+    writers = {
+        split: SplitWriter(split, working, dtype, config.shard_tokens, with_answers=config.template is not None)
+        for split in SPLITS
+    }
     reporter = ProgressReporter(progress, "encoding", survey.ledger.bytes_kept)
     content, sources = ContentDigest(), []
     try:
         for source in config.sources:
-            counts, tokens = LedgerCounts(), dict.fromkeys(SPLITS, 0)
+            counts, tokens = LedgerCounts(source), dict.fromkeys(SPLITS, 0)
             for group in _groups(source, config, counts):
-                encoded = tokenizer.encode_batch([document.text for document in group], threads)
-                for document, ids in zip(group, encoded, strict=True):
-                    framed = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
+                for document, encoded in zip(group, _encoded(group, config, tokenizer, dtype, threads), strict=True):
                     split = survey.split_of(document)
-                    writers[split].add(document, framed)
+                    writers[split].add(document, encoded)
                     counts.kept(document.size_bytes)
-                    tokens[split] += len(framed)
+                    tokens[split] += len(encoded.tokens)
                     content.add(document)
                     reporter.add(document.size_bytes, sum(writer.tokens for writer in writers.values()))
             sources.append(SourceRecord(name=source.name, ledger=counts.ledger(), tokens=tokens))
@@ -137,6 +161,29 @@ def encode_corpus(
         )
     shards = tuple(shard for writer in writers.values() for shard in writer.shards)
     return EncodedDataset(splits, summed([record.ledger for record in sources]), tuple(sources), shards)
+
+
+def _encoded(
+    group: Sequence[CleanDocument], config: DataBuildConfig, tokenizer: Tokenizer, dtype: np.dtype[Any], threads: int
+) -> Iterator[EncodedDocument]:
+    """Encodes documents: BOS, the text, EOS; of a conversation BOS, its turns, EOS behind every answer."""
+    if config.template is not None:
+        yield from _encoded_conversations(group, config.template, tokenizer, dtype, threads)
+        return
+    for ids in tokenizer.encode_batch([document.text for document in group], threads):
+        framed = np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id])).astype(dtype)
+        yield EncodedDocument(framed, None)
+
+
+def _encoded_conversations(
+    group: Sequence[CleanDocument], template: ChatTemplate, tokenizer: Tokenizer, dtype: np.dtype[Any], threads: int
+) -> Iterator[EncodedDocument]:
+    segments = [template.segments(document.turns or ()) for document in group]
+    encoded = iter(tokenizer.encode_batch([part.text for parts in segments for part in parts], threads))
+    for parts in segments:
+        ids = [next(encoded) for _ in parts]
+        chat = join_segments(parts, ids, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+        yield EncodedDocument(chat.tokens.astype(dtype), chat.answer_mask)
 
 
 def _groups(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[list[CleanDocument]]:

@@ -1,34 +1,26 @@
-"""Documents out of files: plain text and JSON lines, gzip-compressed or not."""
+"""Documents out of files: plain text and JSON lines of text or conversations, gzip-compressed or not."""
 
 from __future__ import annotations
 
 import difflib
 import glob
 import gzip
-import json
 import re
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from data_pipeline.config import SourceConfig
+from data_pipeline.conversations import RawTurn, read_turns
 from data_pipeline.errors import CorpusError
+from data_pipeline.json_lines import field, json_object, text_field
 
 TEXT_ENDINGS = (".txt", ".md", ".text")
 JSONL_ENDINGS = (".jsonl", ".ndjson")
 _SUGGESTIONS_AT_MOST = 3
-_JSON_TYPES = {
-    "dict": "an object",
-    "list": "a list",
-    "str": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "NoneType": "null",
-}
 
 
 @dataclass(frozen=True)
@@ -43,6 +35,8 @@ class RawDocument:
     """File (and line), for messages."""
     offset: int = 0
     """Byte in the file at which `data` begins; 0 for JSON lines."""
+    turns: tuple[RawTurn, ...] | None = None
+    """Of a conversation, whose contents one after the other are `data`; None for text."""
 
 
 def find_files(source: SourceConfig) -> list[Path]:
@@ -55,7 +49,7 @@ def find_files(source: SourceConfig) -> list[Path]:
     if path.is_file():
         return [path]
     if path.is_dir():
-        endings = _endings(source.format)
+        endings = _endings("jsonl" if source.holds_conversations else source.format)
         files = sorted(item for item in path.rglob("*") if item.is_file() and _wanted(item.relative_to(path), endings))
         if not files:
             raise CorpusError(
@@ -125,43 +119,16 @@ def _read_jsonl(source: SourceConfig, file: Path, name: str) -> Iterator[RawDocu
 
 
 def _json_document(source: SourceConfig, line: bytes, place: str, where: str) -> RawDocument:
-    try:
-        value = json.loads(line.decode(errors="surrogateescape").removeprefix("\ufeff"))
-    except ValueError as error:
-        raise CorpusError(
-            f"Source {source.name!r}: {where} is not JSON ({error}): {_excerpt(line)}. Mend or remove the line."
-        ) from error
-    if not isinstance(value, dict):
-        raise CorpusError(
-            f"Source {source.name!r}: {where} holds {_JSON_TYPES[type(value).__name__]}, not an object: "
-            f"{_excerpt(line)}. "
-            "Each line must be an object with the text under a key."
-        )
-    text = _field(source, value, "text_field", source.text_field, where)
-    if not isinstance(text, str):
-        raise CorpusError(
-            f"Source {source.name!r}: {where} has {_JSON_TYPES[type(text).__name__]} under {source.text_field!r}, not "
-            f"a string: {_excerpt(line)}. Set text_field to the key of the text."
-        )
-    name = place if source.id_field is None else str(_field(source, value, "id_field", source.id_field, where))
-    try:
-        data = text.encode(errors="surrogateescape")
-    except UnicodeEncodeError:  # a lone surrogate was written as \\ud800: not UTF-8 either, which cleaning decides on
-        data = text.encode(errors="surrogatepass")
-    return RawDocument(name.encode(errors="replace").decode(), source.name, data, where)
-
-
-def _field(source: SourceConfig, value: dict[str, Any], option: str, key: str, where: str) -> Any:
-    if key not in value:
-        raise CorpusError(
-            f"Source {source.name!r}: {where} has no key {key!r}; it has "
-            f"{', '.join(map(repr, value)) or 'none'}. "
-            f"Set {option} to one of them."
-        )
-    return value[key]
+    value = json_object(source, line, where)
+    turns = read_turns(source, value, where, line) if source.holds_conversations else None
+    data = text_field(source, value, "text_field", where, line) if turns is None else b"".join(t.data for t in turns)
+    name = place if source.id_field is None else str(field(source, value, "id_field", where))
+    return RawDocument(name.encode(errors="replace").decode(), source.name, data, where, turns=turns)
 
 
 def _format(source: SourceConfig, file: Path) -> str:
+    if source.holds_conversations:
+        return "jsonl"
     if source.format != "auto":
         return source.format
     if _wanted(Path(file.name), TEXT_ENDINGS):
@@ -220,8 +187,3 @@ def _suggestion(path: Path) -> str:
     if close:
         return f"Did you mean {' or '.join(str(parent / name) for name in close)}?"
     return f"{parent.resolve()} is there, and holds nothing of a similar name. Check the path."
-
-
-def _excerpt(line: bytes) -> str:
-    text = line.decode(errors="replace").strip()
-    return repr(text if len(text) <= 80 else text[:77] + "...")
