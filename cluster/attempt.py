@@ -32,6 +32,7 @@ from cluster.surroundings import DriverLink, EngineRequest, Surroundings
 from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, Stopwatch, train
+from data_pipeline.plan import shared_chat_template
 from data_pipeline.sequences import TrainingSequences
 from llm.compilation import compilation_seconds
 from llm.schedule import learning_rate
@@ -104,6 +105,7 @@ class Workshop:
         self.sampler = TextSampler(
             config,
             tokenizer_path=self.directory / TOKENIZER_NAME,
+            chat_template=shared_chat_template(self.plan.datasets),
             topology=topology,
             collectives=self.collectives,
         )

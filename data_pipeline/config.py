@@ -72,10 +72,11 @@ class SourceConfig:
                 f"instruction is {self.instruction!r}, and goes before the prompt of pairs, which this source does not "
                 "hold. Name prompt_field and answer_field, or leave instruction out."
             )
-        if self.holds_conversations and (self.format == "text" or self.document_separator is not None):
+        of_text = self.format == "text" or self.document_separator is not None or self.text_field != "text"
+        if self.holds_conversations and of_text:
             raise ValueError(
-                "conversations are read from JSON lines, and format: text or a document_separator says that the source "
-                "holds text. Leave both out, or messages_field and prompt_field."
+                "conversations are read from JSON lines, and format: text, a document_separator or a text_field say "
+                "that the source holds text. Leave these out, or messages_field and prompt_field."
             )
 
 

@@ -123,6 +123,7 @@ def test_line_is_refused_when_it_holds_no_conversation(
         ({**MESSAGES, "instruction": "Go."}, "instruction is 'Go.', and goes before the prompt of pairs"),
         ({**MESSAGES, "format": "text"}, "conversations are read from JSON lines"),
         ({**PAIRS, "document_separator": "^#"}, "conversations are read from JSON lines"),
+        ({**PAIRS, "text_field": "en"}, "conversations are read from JSON lines"),
     ],
 )
 def test_source_is_refused_when_its_fields_contradict_each_other(options: dict[str, str], message: str) -> None:
