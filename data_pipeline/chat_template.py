@@ -41,15 +41,15 @@ class ChatTemplate:
     __pydantic_config__ = STRICT
 
     system_prefix: str = "System:\n"
-    """Before what the system says."""
+    """Text before what the system says."""
     system_suffix: str = "\n"
-    """Behind it."""
+    """Text behind what the system says."""
     user_prefix: str = "User:\n"
-    """Before what the user says."""
+    """Text before what the user says."""
     user_suffix: str = "\n"
-    """Behind it."""
+    """Text behind what the user says."""
     assistant_prefix: str = "Assistant:\n"
-    """Before an answer, which is made tokens apart from it. At the end of a line that gives the tokens of the whole
+    """Text before an answer, whose tokens are made apart from it. Where this ends a line they are those of the whole
     text; elsewhere they may be others, and `checkpoint export` then refuses to write the template."""
 
     def __post_init__(self) -> None:
