@@ -34,6 +34,7 @@ from cluster.text_samples import TextSampler
 from cluster.topology import Topology, set_arithmetic
 from cluster.train_loop import Effects, LoopEnd, Rhythm, Spent, Stopwatch, train
 from data_pipeline.examples import TrainingExamples, training_data
+from data_pipeline.plan import shared_chat_template
 from llm.compilation import compilation_seconds
 from llm.metrics.intervals import RESAMPLES
 from llm.schedule import learning_rate
@@ -106,6 +107,7 @@ class Workshop:
         self.sampler = TextSampler(
             config,
             tokenizer_path=self.directory / TOKENIZER_NAME,
+            chat_template=shared_chat_template(self.plan.datasets),
             topology=topology,
             collectives=self.collectives,
         )

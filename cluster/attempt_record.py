@@ -12,6 +12,7 @@ import torch
 from cluster.branch import BRANCHED_FROM
 from cluster.config import RunConfig
 from cluster.continuation import Continuation
+from cluster.conversation import chat_facts
 from cluster.evaluation.in_loop import dataset_labels
 from cluster.healing import HEALING
 from cluster.initial_weights import INITIALIZED_FROM
@@ -114,6 +115,7 @@ def manifest_run(
         HEALING: healing,
         "data_plan": plan.describe(),
         "data_plan_fingerprint": plan.fingerprint,
+        **chat_facts(plan),
         "layout": layout.as_dict(),
         "config": config_as_dict(config),
         "rng": {"seed": config.seed, "scheme": "initial values by name, order by position, samples by step"},

@@ -51,7 +51,7 @@ _MODEL_MAY_CHANGE = ("attention", "experts")
 _BATCH_SIZES = ("global_batch_size", "batch_size_warmup")
 """Fields of `train`, and of a data plan, that say how many sequences each step takes."""
 _REFUSED = {
-    "task": "the heads of another task would have no weights",
+    "task": "what is learned would be other targets; begin a run with `initialize_from` instead",
     "initialize_from": "its weights are those that its parent had",
     "data.seq_len": "tokens so far and the place in the data are counted in sequences of one length",
     "data.begins_after_step": "branch sets it itself, where the data changes",

@@ -20,6 +20,7 @@ from cluster import branch_objects
 from cluster.branch import BRANCHED_FROM, PARENT, Branch, refuse_taken_name, vanished
 from cluster.checkpoint import CheckpointInfo, Manifest, verify
 from cluster.checkpoint.manifest import MANIFEST_NAME, attempt_name, step_directory
+from cluster.conversation import CHAT_TEMPLATE, chat_facts
 from cluster.errors import CheckpointError, StorageError
 from cluster.healing import HEALING, Decisions
 from cluster.run_directory import PUBLISHED_STEP, TOKENIZER_NAME, RunDirectory, config_as_dict, prepare_storage
@@ -92,11 +93,12 @@ def _fill(branch: Branch, resolved_yaml: str, working: StoragePath, small: Path,
     record.create(branch.config, resolved_yaml)
     facts = record.update({PARENT: branch.lineage, PUBLISHED_STEP: branch.step})
     run = {
-        **manifest.run,
+        **{key: value for key, value in manifest.run.items() if key != CHAT_TEMPLATE},
         "data_position": branch.plan.position_after(branch.step, branch.skips),
         "skip_ledger": branch.skips.to_json(),
         "data_plan": branch.plan.describe(),
         "data_plan_fingerprint": branch.plan.fingerprint,
+        **chat_facts(branch.plan),
         "config": config_as_dict(branch.config),
         "rng": {**manifest.run.get("rng", {}), "seed": branch.config.seed},
         "wandb_id": facts["wandb"]["id"],

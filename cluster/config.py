@@ -244,7 +244,8 @@ class RunConfig:
     name: str
     """Name of the run; its directory is storage/name."""
     task: Task = "pretrain"
-    """What is learned: the next token (`pretrain`), or the labels of documents or of their words."""
+    """What is learned: `pretrain` every token of the data, `instruction` the answers of conversations alone, the others
+    labels of documents or of their words."""
     initialize_from: str | None = None
     """A run, a checkpoint (RUN/checkpoints/step-...) or a Hugging Face directory whose weights the run begins with, its
     optimizer fresh; what is not stated of `model` is taken from there. Null: random weights."""
@@ -316,6 +317,11 @@ class RunConfig:
                 "evaluation.beside_training measures checkpoints, and some steps would have none. Make "
                 "evaluation.every_steps a multiple of checkpoint.every_steps, or turn evaluation.beside_training off."
             )
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether nothing but answers is a target."""
+        return self.task == "instruction"
 
     def _check_depth(self, depth: int) -> None:
         if not 1 <= depth <= LARGEST_DEPTH:

@@ -14,6 +14,7 @@ import torch
 
 from cluster.checkpoint import CheckpointInfo, CheckpointReader, verify
 from cluster.checkpoint.inspection import elements
+from cluster.conversation import chat_template_of, example_chats
 from cluster.errors import RunRefusedError
 from cluster.inference import dataset_paths
 from cluster.resolution import trained_model
@@ -24,6 +25,7 @@ from data_pipeline.errors import DataError
 from data_pipeline.sequences import ValidationSequences
 from data_pipeline.tokenizer import Tokenizer
 from llm.errors import ExportError, ProofError
+from llm.hugging_face.chat import prove_chat_template
 from llm.hugging_face.export import MAX_SHARD_BYTES, ExportDtype, Exported, export_model
 from llm.hugging_face.proof import Proof, prove_export
 from llm.hugging_face.sentencepiece_model import SpecialTokens, read_sentencepiece
@@ -55,6 +57,8 @@ class ExportOptions:
     """Weights beyond this are divided over files."""
     with_tokenizer: bool = True
     """Write the files of the tokenizer too."""
+    with_chat_template: bool = True
+    """Write the chat template with them, of a run that was trained on conversations."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +85,8 @@ class ProvenExport:
     """What the logits were compared on."""
     tokens_compared: int | None
     """Ids that both tokenizers gave alike; null where no tokenizer was written."""
+    conversations_compared: int | None
+    """Conversations that both gave alike; null where no chat template was written."""
 
 
 def export_checkpoint(
@@ -123,7 +129,12 @@ def export_checkpoint(
         )
     weights = _Weights(info, advance)
     rows = proof_rows(run["config"]["data"], tokenizer)
-    found: list[tuple[Proof, int | None]] = []
+    found: list[tuple[Proof, int | None, int | None]] = []
+    pieces = (
+        read_sentencepiece(tokenizer.model, str(run_directory / TOKENIZER_NAME)) if options.with_tokenizer else None
+    )
+    template = chat_template_of(run) if pieces is not None and options.with_chat_template else None
+    control_texts = [] if pieces is None else pieces.texts("control", "unknown")
 
     def encode(text: str) -> list[int]:
         ids: list[int] = tokenizer.encode(text).tolist()
@@ -134,7 +145,10 @@ def export_checkpoint(
         _silence_transformers()
         try:
             compared = prove_tokenizer(directory, encode, rows.texts) if options.with_tokenizer else None
-            found.append((prove_export(directory, model, weights.read, rows.tokens), compared))
+            chats = None
+            if template is not None:
+                chats = prove_chat_template(directory, example_chats(tokenizer, template, rows.texts, control_texts))
+            found.append((prove_export(directory, model, weights.read, rows.tokens), compared, chats))
         except ProofError as error:
             told = str(error).replace(str(directory), str(target))
             raise ProofError(f"the export is not proven, and nothing of it was kept: {told}") from error
@@ -143,16 +157,24 @@ def export_checkpoint(
         target,
         model,
         weights.read,
-        tokenizer=read_sentencepiece(tokenizer.model, str(run_directory / TOKENIZER_NAME))
-        if options.with_tokenizer
-        else SpecialTokens(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id),
+        tokenizer=pieces or SpecialTokens(bos=tokenizer.bos_id, eos=tokenizer.eos_id, pad=tokenizer.pad_id),
+        chat_template=None
+        if template is None or pieces is None
+        else template.jinja(control_texts=control_texts, answer_lead=" " if pieces.dummy_prefix else ""),
         sequence_length=run["config"]["data"]["seq_len"],
         dtype=options.dtype,
         max_shard_bytes=options.max_shard_bytes,
         prove=prove,
     )
-    proof, compared = found[0]
-    return ProvenExport(step=info.step, exported=exported, proof=proof, proven_on=rows.origin, tokens_compared=compared)
+    proof, compared, chats = found[0]
+    return ProvenExport(
+        step=info.step,
+        exported=exported,
+        proof=proof,
+        proven_on=rows.origin,
+        tokens_compared=compared,
+        conversations_compared=chats,
+    )
 
 
 def bytes_to_read(info: CheckpointInfo) -> int:

@@ -20,6 +20,7 @@ from cluster.checkpoint import (
     verify,
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
+from cluster.conversation import chat_template_of
 from cluster.errors import RunNotFoundError, RunRefusedError, StorageError
 from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
@@ -29,6 +30,7 @@ from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, storage_path
 from cluster.storage.retry import retried
 from cluster.tasks import LABELS, head_in
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -55,10 +57,17 @@ class LoadedModel:
     step: int
     run_directory: StoragePath
     task: str = "pretrain"
+    chat_template: ChatTemplate | None = None
+    """What the conversations that it was trained on were written with; None where it was trained on text."""
     label_kind: str | None = None
     """Of a task that learns labels; see `data_pipeline.label_config.LabelsConfig`."""
     label_names: tuple[str, ...] = ()
     """What its outputs mean; none of numbers."""
+
+    @property
+    def answers_only(self) -> bool:
+        """Whether answers of conversations alone were learned."""
+        return self.task == "instruction"
 
 
 def load_run(reference: str, device: str = "cpu") -> LoadedModel:
@@ -89,6 +98,7 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
         step=info.step,
         run_directory=run_directory,
         task=run["config"].get("task", "pretrain"),
+        chat_template=chat_template_of(run),
         label_kind=labels.get("kind"),
         label_names=tuple(labels.get("names", ())),
     )
@@ -136,20 +146,28 @@ def _attention(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
         return attention
 
 
-def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]:
+def evaluate_dataset(loaded: LoadedModel, dataset_path: str, *, answers_only: bool | None = None) -> dict[str, float]:
     """Mean cross entropy over the validation split of a dataset.
+
+    Args:
+        loaded: The model.
+        dataset_path: The dataset.
+        answers_only: Score the answers of its conversations alone. None: if the run learned nothing else, and the
+            dataset holds conversations.
 
     Returns:
         loss (nats per token), perplexity, tokens (targets scored), total_tokens (of the split: the first of each
-        document, or without `document_mask` of the split, is predicted from nothing and so not scored).
+        document, or without `document_mask` of the split, is predicted from nothing and so not scored), answers_only.
 
     Raises:
-        DatasetError: The dataset was built with another tokenizer, or has no validation split.
+        DatasetError: The dataset was built with another tokenizer, has no validation split, or has no answers.
     """
     require_text_model(loaded)
     dataset = Dataset.open(dataset_path)
     check_tokenizer(loaded, dataset)
-    sequences = ValidationSequences(dataset, loaded.data.seq_len, loaded.data.document_mask)
+    if answers_only is None:
+        answers_only = loaded.answers_only and dataset.chat_template is not None
+    sequences = ValidationSequences(dataset, loaded.data.seq_len, loaded.data.document_mask, answers_only=answers_only)
     if len(sequences) == 0:
         raise DatasetError(
             f"dataset {dataset.directory} has no validation documents. Build it with validation_fraction above 0."
@@ -163,7 +181,7 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
             sums = loaded.model(batch.tokens, batch.targets, batch.loss_weights, documents)
             loss_sum += sums.loss_sum.double().item()
             weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum, sequences.stream.tokens)
+    return {**_figures(loss_sum, weight_sum, sequences.stream.tokens), "answers_only": answers_only}
 
 
 def check_tokenizer(loaded: LoadedModel, dataset: Dataset) -> None:

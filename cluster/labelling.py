@@ -18,10 +18,10 @@ from cluster.topology import Topology
 from data_pipeline.cleaning import normalise
 from data_pipeline.config import CleaningConfig
 from data_pipeline.dataset import Dataset
-from data_pipeline.encode import framed_text, framed_words
 from data_pipeline.errors import DatasetError
 from data_pipeline.examples import Examples
-from data_pipeline.readers import Word
+from data_pipeline.raw_document import Word
+from data_pipeline.word_tokens import framed_text, framed_words
 from llm.head_config import HeadConfig
 from llm.heads import HEADS
 from llm.metrics.intervals import RESAMPLES
@@ -122,7 +122,8 @@ def _read(loaded: LoadedModel, text: str | Sequence[str]) -> tuple[Any, list[int
     if isinstance(text, str):
         ids = framed_text(normalise(text, CleaningConfig()), loaded.tokenizer)
         return ids[:limit], [min(len(ids), limit) - 1], len(ids) > limit
-    ids, ends = framed_words([Word(normalise(word, CleaningConfig())) for word in text], loaded.tokenizer)
+    words = [Word(normalise(word, CleaningConfig())) for word in text]
+    ids, ends = framed_words(words, loaded.tokenizer, "a text to predict for")
     return ids[:limit], [end for end in ends if end < limit], len(ids) > limit
 
 

@@ -39,6 +39,7 @@ def open_plan(config: RunConfig) -> DataPlan:
         seed=config.seed,
         global_batch_size=config.train.global_batch_size,
         batch_size_warmup=config.train.batch_size_warmup,
+        answers_only=config.answers_only,
     )
 
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from cluster.config import RunConfig
 
 LabelTask = Literal["sequence_classification", "multi_label_classification", "regression", "token_classification"]
-Task = Literal["pretrain", LabelTask]
+Task = Literal["pretrain", "instruction", LabelTask]
 
 KINDS: dict[str, str] = {
     "sequence_classification": "class",
@@ -22,7 +22,6 @@ KINDS: dict[str, str] = {
 }
 """The kind of labels that each task learns."""
 assert set(KINDS) == set(get_args(LabelTask))
-
 
 LABELS = "labels"
 """Key in the manifests of checkpoints, and in run.json, of what a model's outputs mean."""

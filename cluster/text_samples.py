@@ -20,6 +20,8 @@ from cluster.run_directory import read_tokenizer
 from cluster.storage.operations import StoragePath
 from cluster.tasks import learns_labels
 from cluster.topology import Topology
+from data_pipeline.chat_template import ChatTemplate, Turn
+from data_pipeline.chat_tokens import encode_prompt
 from data_pipeline.errors import TokenizerError
 from data_pipeline.tokenizer import Tokenizer
 from llm.errors import GenerationError
@@ -74,6 +76,7 @@ class TextSampler:
         tokenizer_path: StoragePath,
         topology: Topology,
         collectives: Collectives,
+        chat_template: ChatTemplate | None = None,
     ) -> None:
         """Agree on the prompts; called on all ranks.
 
@@ -84,6 +87,7 @@ class TextSampler:
             tokenizer_path: The run's tokenizer, read by rank 0.
             topology: Place of this rank.
             collectives: Small exchanges between ranks.
+            chat_template: Of the run's conversations: where answers are learned, a prompt is a user's turn.
         """
         self._seed = config.seed
         self._model = config.model
@@ -98,7 +102,7 @@ class TextSampler:
                 self._tokenizer = _load(tokenizer_path)
         plan = None
         if self._tokenizer is not None:
-            plan = _plan(wanted.prompts, self._tokenizer, longest=_longest(config))
+            plan = _plan(config, self._tokenizer, chat_template)
         self._plan = collectives.from_main(plan)
 
     def write(self, model: Forward, step: int) -> list[TextSample]:
@@ -147,12 +151,12 @@ class TextSampler:
         return choose
 
 
-def samples_are_written(config: RunConfig, tokenizer: Tokenizer) -> bool:
+def samples_are_written(config: RunConfig, tokenizer: Tokenizer, chat_template: ChatTemplate | None = None) -> bool:
     """Whether the model writes anything at an evaluation: samples are wanted, and some prompt fits."""
     wanted = config.evaluation
     if wanted.every_steps is None or wanted.sample_tokens == 0 or learns_labels(config.task):
         return False
-    return bool(_plan(wanted.prompts, tokenizer, longest=_longest(config)).prompts)
+    return bool(_plan(config, tokenizer, chat_template).prompts)
 
 
 def prompt_labels(prompts: Sequence[str]) -> list[str]:
@@ -170,11 +174,13 @@ def _longest(config: RunConfig) -> int:
     return config.data.seq_len if limit is None else min(config.data.seq_len, limit - 1)
 
 
-def _plan(prompts: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> _Plan:
+def _plan(config: RunConfig, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> _Plan:
     """Encode the prompts; one that is longer than what the model is trained on is left out with a warning."""
+    prompts, longest = config.evaluation.prompts, _longest(config)
+    asked = chat_template if config.answers_only else None
     encoded = []
     for label, text in zip(prompt_labels(prompts), prompts, strict=True):
-        tokens = (tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)))
+        tokens = _encoded(text, tokenizer, asked)
         if len(tokens) <= longest:
             encoded.append(_Prompt(label=label, text=text, tokens=tokens))
         else:
@@ -187,6 +193,13 @@ def _plan(prompts: Sequence[str], tokenizer: Tokenizer, *, longest: int) -> _Pla
                 longest,
             )
     return _Plan(prompts=tuple(encoded), stop_token=tokenizer.eos_id, vocab_size=tokenizer.vocab_size)
+
+
+def _encoded(text: str, tokenizer: Tokenizer, chat_template: ChatTemplate | None) -> tuple[int, ...]:
+    """A prompt as tokens: as a user's turn, up to where the answer begins, or as the beginning of a document."""
+    if chat_template is not None and text:
+        return tuple(encode_prompt(tokenizer, chat_template, [Turn("user", text)]))
+    return (tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)))
 
 
 def _load(path: StoragePath) -> Tokenizer | None:

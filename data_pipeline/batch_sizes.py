@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data_pipeline.label_config import STRICT
+from data_pipeline.config_rules import STRICT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,11 +19,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from data_pipeline.config import DataBuildConfig
+from data_pipeline.config import CONVERSATION_FIELDS, DataBuildConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.encode import EncodedDataset, encode_corpus
 from data_pipeline.errors import DatasetError
 from data_pipeline.manifest import (
+    CONVERSATIONS_SCHEMA_VERSION,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     TOKENIZER_FILE,
@@ -127,8 +128,15 @@ def build_digest(config: DataBuildConfig) -> str:
     document["tokenizer"]["path"] = None if config.tokenizer.path is None else "given"
     for source in document["sources"]:
         del source["path"]
-    if config.labels is None:  # not named, so that datasets of before there were any are still known
+        for key in CONVERSATION_FIELDS:  # what is not used is not named, so that datasets of text keep their digests
+            if source[key] is None:
+                del source[key]
+    if config.labels is None:
         del document["labels"]
+    if config.template is None:
+        del document["chat_template"]
+    else:
+        document["chat_template"] = dataclasses.asdict(config.template)
     return digest({"build_version": BUILD_VERSION, "config": document})
 
 
@@ -224,7 +232,7 @@ def _publish(working: Path, output: Path, manifest: Manifest) -> None:
 
 def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, encoded: EncodedDataset) -> Manifest:
     return Manifest(
-        schema_version=SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION if config.template is None else CONVERSATIONS_SCHEMA_VERSION,
         name=config.name,
         fingerprint=fingerprint_of(tokenizer.hash, encoded.splits, encoded.labels),
         tokenizer_hash=tokenizer.hash,
@@ -239,6 +247,7 @@ def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, enc
         sources=encoded.sources,
         shards=encoded.shards,
         labels=encoded.labels,
+        chat_template=config.template,
     )
 
 

@@ -6,7 +6,12 @@ import re
 from dataclasses import dataclass, field
 from typing import Literal
 
-from data_pipeline.label_config import STRICT, LabelsConfig
+from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.config_rules import STRICT
+from data_pipeline.label_config import LabelsConfig
+
+CONVERSATION_FIELDS = ("messages_field", "prompt_field", "answer_field", "instruction")
+"""Fields of a source of conversations, null in one of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +33,23 @@ class SourceConfig:
     """Key or column of the document's name; null names documents by file and line, in CoNLL-U by `sent_id`."""
     document_separator: str | None = None
     """Regular expression (multi-line mode): text is cut before each match. Null: one file, one document."""
+    messages_field: str | None = None
+    """Key of a conversation in a JSON line, a list of {role, content} with the roles system, user and assistant. Null:
+    the source holds text, or pairs."""
+    prompt_field: str | None = None
+    """Key of the question in a JSON line that holds a pair, which becomes a conversation of two turns."""
+    answer_field: str | None = None
+    """Key of the answer to it."""
+    instruction: str | None = None
+    """Text on a line of its own before the question of every pair, as in `Translate into Chinese.`"""
+
+    @property
+    def holds_conversations(self) -> bool:
+        """Whether its documents are conversations, whose answers are told apart from what is given."""
+        return self.messages_field is not None or self.prompt_field is not None
 
     def __post_init__(self) -> None:
+        self._check_conversations()
         if self.document_separator is not None:
             try:
                 re.compile(self.document_separator)
@@ -37,6 +57,29 @@ class SourceConfig:
                 raise ValueError(
                     f"document_separator {self.document_separator!r} is not a regular expression: {error}."
                 ) from error
+
+    def _check_conversations(self) -> None:
+        if (self.prompt_field is None) != (self.answer_field is None):
+            raise ValueError(
+                f"prompt_field is {self.prompt_field!r} and answer_field {self.answer_field!r}: a pair has both. Name "
+                "the other key too, or leave both out."
+            )
+        if self.messages_field is not None and self.prompt_field is not None:
+            raise ValueError(
+                f"messages_field is {self.messages_field!r} and prompt_field {self.prompt_field!r}: a line holds "
+                "messages or a pair. Leave one of them out."
+            )
+        if self.instruction is not None and self.prompt_field is None:
+            raise ValueError(
+                f"instruction is {self.instruction!r}, and goes before the prompt of pairs, which this source does not "
+                "hold. Name prompt_field and answer_field, or leave instruction out."
+            )
+        of_text = self.format == "text" or self.document_separator is not None or self.text_field != "text"
+        if self.holds_conversations and of_text:
+            raise ValueError(
+                "conversations are read from JSON lines, and format: text, a document_separator or a text_field say "
+                "that the source holds text. Leave these out, or messages_field and prompt_field."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +162,16 @@ class DataBuildConfig:
     """Share of documents, by hash of their normalised content, held out for validation."""
     shard_tokens: int = 100_000_000
     """Tokens after which a new shard file is begun."""
+    chat_template: ChatTemplate | None = None
+    """How conversations are written as text. Null: `User:`, `Assistant:` and `System:` on lines of their own, where
+    the sources hold any."""
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template that conversations are written with; None where the sources hold text."""
+        if not self.sources[0].holds_conversations:
+            return None
+        return self.chat_template or ChatTemplate()
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -126,6 +179,22 @@ class DataBuildConfig:
         names = [source.name for source in self.sources]
         if len(set(names)) != len(names):
             raise ValueError(f"sources carry a name twice: {sorted(n for n in set(names) if names.count(n) > 1)}.")
+        chats = [source.name for source in self.sources if source.holds_conversations]
+        if chats and len(chats) < len(self.sources):
+            raise ValueError(
+                f"the sources {', '.join(chats)} hold conversations, and the others text: in one dataset it would not "
+                "be clear what is to be learned. Build two datasets, which a run can mix."
+            )
+        if self.labels is not None and chats:
+            raise ValueError(
+                f"labels are given, and the sources {', '.join(chats)} hold conversations, which have answers to learn "
+                "and no labels. Leave one of them out."
+            )
+        if self.chat_template is not None and not chats:
+            raise ValueError(
+                "chat_template is given, and no source holds conversations that it could write. Name messages_field, "
+                "or prompt_field and answer_field, of the sources, or leave chat_template out."
+            )
         if not 0 <= self.validation_fraction < 1:
             raise ValueError(f"validation_fraction is {self.validation_fraction}: it is a share, from 0 to under 1.")
         if self.shard_tokens < 1:
@@ -139,7 +208,7 @@ class MixtureEntry:
     __pydantic_config__ = STRICT
 
     path: str
-    """Dataset directory, or `sample:austen`."""
+    """Dataset directory, or a shipped sample, `sample:austen` or `sample:dialogues`."""
     weight: float | None = None
     """Share of sequences, relative to the other weights; null (in all entries) means by size."""
     max_epochs: int | None = None
@@ -177,7 +246,7 @@ class DataConfig:
     __pydantic_config__ = STRICT
 
     dataset: str | tuple[MixtureEntry, ...]
-    """A dataset directory, `sample:austen` (shipped, built on first use), or a list of {path, weight}."""
+    """A dataset directory, a shipped sample (`sample:austen`, `sample:dialogues`), or a list of {path, weight}."""
     seq_len: int = 256
     """Tokens T in one sequence."""
     document_mask: bool = True

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import xxhash
 
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.errors import DatasetDamagedError, DatasetError
 from data_pipeline.labels import labels_hash
 from data_pipeline.manifest import SPLITS, TOKENIZER_FILE, LabelsRecord, Manifest
@@ -66,6 +67,11 @@ class Dataset:
     def vocab_size(self) -> int:
         """Pieces of the tokenizer."""
         return self.manifest.vocab_size
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """What its conversations were written with; None where it holds text."""
+        return self.manifest.chat_template
 
     @property
     def labels(self) -> LabelsRecord:
@@ -136,7 +142,7 @@ class Dataset:
 
     def _verify_stream(self, stream: TokenStream) -> None:
         record = self.manifest.splits[stream.split]
-        whole, documents = xxhash.xxh3_128(), 0
+        whole, masks, documents = xxhash.xxh3_128(), xxhash.xxh3_128(), 0
         for start in range(0, stream.tokens, BLOCK_BYTES):
             tokens = stream.read(start, min(start + BLOCK_BYTES, stream.tokens))
             begins = np.flatnonzero(tokens == stream.bos_id) + start
@@ -148,8 +154,15 @@ class Dataset:
                 )
             documents += len(begins)
             whole.update(tokens.data)
+            if self.chat_template is not None:
+                masks.update(stream.read_answers(start, start + len(tokens)).data)
         if self.manifest.labels is not None:
             self._verify_labels(stream, self.manifest.labels)
+        if self.chat_template is not None and masks.hexdigest() != record.answer_mask_hash:
+            raise DatasetDamagedError(
+                f"{self.directory}: the answer mask of the {stream.split} split has the hash {masks.hexdigest()}, the "
+                f"manifest says {record.answer_mask_hash}. {_REBUILD}"
+            )
         if (documents, whole.hexdigest()) != (record.documents, record.tokens_hash):
             raise DatasetDamagedError(
                 f"{self.directory}: the {stream.split} split holds {documents} documents with token hash "
@@ -177,6 +190,11 @@ class Dataset:
             "vocab_size": manifest.vocab_size,
             "documents": {name: split.documents for name, split in manifest.splits.items()},
             "tokens": {name: split.tokens for name, split in manifest.splits.items()},
+            **(
+                {"answer_tokens": {name: split.answer_tokens for name, split in manifest.splits.items()}}
+                if self.chat_template is not None
+                else {}
+            ),
             "tokens_by_source": {source.name: dict(source.tokens) for source in manifest.sources},
             "build_ledger": asdict(manifest.ledger),
             "build_ledger_by_source": {source.name: asdict(source.ledger) for source in manifest.sources},

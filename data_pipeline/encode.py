@@ -11,11 +11,12 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
+from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.chat_tokens import join_segments
 from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.labels import NO_LABEL, LabelCounts, LabelMap, LabelsHash, label_field
 from data_pipeline.manifest import SPLITS, BuildLedger, LabelsRecord, ShardRecord, SourceRecord, SplitRecord
-from data_pipeline.readers import Word
 from data_pipeline.shards import ShardWriter, token_dtype
 from data_pipeline.survey import (
     CleanDocument,
@@ -28,6 +29,7 @@ from data_pipeline.survey import (
     summed,
 )
 from data_pipeline.tokenizer import Tokenizer
+from data_pipeline.word_tokens import framed, framed_words
 
 _GROUP_BYTES = 1 << 20
 """Text handed to the tokenizer at a time."""
@@ -44,15 +46,35 @@ class EncodedDataset:
     labels: LabelsRecord | None
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedDocument:
+    """A document as it goes into a shard."""
+
+    tokens: npt.NDArray[Any]
+    """With BOS and EOS, in the shard's type. Shape: (tokens,)."""
+    answer_mask: npt.NDArray[np.uint8] | None
+    """Of a conversation: 1 where the token is an answer's. Shape: (tokens,)."""
+    word_ends: list[int] | None = None
+    """Where words have labels: the place of each one's last token, at which a causal model has read it."""
+
+
 class SplitWriter:
     """Writes the documents of one split to shards."""
 
     def __init__(
-        self, split: str, working: Path, dtype: np.dtype[Any], shard_tokens: int, labels: LabelMap | None = None
+        self,
+        split: str,
+        working: Path,
+        dtype: np.dtype[Any],
+        shard_tokens: int,
+        *,
+        with_answers: bool,
+        labels: LabelMap | None = None,
     ) -> None:
         self.split = split
         self.documents = 0
         self.tokens = 0
+        self.answer_tokens = 0
         self.utf8_bytes = 0
         self.shards: list[ShardRecord] = []
         self._working = working
@@ -60,38 +82,40 @@ class SplitWriter:
         self._shard_tokens = shard_tokens
         self.label_counts = LabelCounts()
         self.labels_hash = LabelsHash()
-        self._label_map = labels
+        self._labels = labels
         self._writer: ShardWriter | None = None
+        self._with_answers = with_answers
         self._hash = xxhash.xxh3_128()
+        self._mask_hash = xxhash.xxh3_128()
 
-    def add(self, document: CleanDocument, tokens: npt.NDArray[Any], last_pieces: list[int] | None = None) -> None:
-        """Appends a document with its BOS and EOS.
-
-        Args:
-            document: What it is.
-            tokens: Of its text, framed.
-            last_pieces: Where each word ends in them, if words have labels: a causal model has read it there.
-        """
-        field = None if self._label_map is None else label_field(self._label_map.kind)
+    def add(self, document: CleanDocument, encoded: EncodedDocument) -> None:
+        """Appends a document."""
         if self._writer is None:
-            self._writer = ShardWriter(self._working / self._file, self._dtype, field)
-        label = None if self._label_map is None else self._label(self._label_map, document, len(tokens), last_pieces)
-        self._writer.add(tokens, document.document_id, document.source, document.size_bytes, label)
+            column = None if self._labels is None else label_field(self._labels.kind)
+            self._writer = ShardWriter(
+                self._working / self._file, self._dtype, with_answers=self._with_answers, labels=column
+            )
+        tokens, answer_mask = encoded.tokens, encoded.answer_mask
+        label = None if self._labels is None else self._label(self._labels, document, encoded)
+        self._writer.add(tokens, document.document_id, document.source, document.size_bytes, answer_mask, label)
         self._hash.update(tokens.data)
+        if answer_mask is not None:
+            self._mask_hash.update(answer_mask.data)
+            self.answer_tokens += int(answer_mask.sum())
         self.documents += 1
         self.tokens += len(tokens)
         self.utf8_bytes += document.size_bytes
         if self._writer.tokens >= self._shard_tokens:
             self._finish_shard()
 
-    def _label(self, names: LabelMap, document: CleanDocument, length: int, last_pieces: list[int] | None) -> Any:
+    def _label(self, names: LabelMap, document: CleanDocument, encoded: EncodedDocument) -> Any:
         """What stands in the label's column, counted and hashed."""
         assert document.label is not None
         self.label_counts.add(document.label)
         number = names.number(document.label)
-        if last_pieces is not None:
-            placed = np.full(length, NO_LABEL, dtype=np.int32)
-            placed[last_pieces] = number
+        if encoded.word_ends is not None:
+            placed = np.full(len(encoded.tokens), NO_LABEL, dtype=np.int32)
+            placed[encoded.word_ends] = number
             number = placed.tolist()
         self.labels_hash.add(number)
         return number
@@ -104,6 +128,8 @@ class SplitWriter:
             tokens=self.tokens,
             utf8_bytes=self.utf8_bytes,
             tokens_hash=self._hash.hexdigest(),
+            answer_tokens=self.answer_tokens if self._with_answers else None,
+            answer_mask_hash=self._mask_hash.hexdigest() if self._with_answers else None,
         )
 
     def abandon(self) -> None:
@@ -136,20 +162,23 @@ def encode_corpus(
     """
     dtype = token_dtype(tokenizer.vocab_size)
     labels = None if config.labels is None else LabelMap(config.labels.kind, survey.label_names)
-    writers = {split: SplitWriter(split, working, dtype, config.shard_tokens, labels) for split in SPLITS}
+    writers = {
+        split: SplitWriter(
+            split, working, dtype, config.shard_tokens, with_answers=config.template is not None, labels=labels
+        )
+        for split in SPLITS
+    }
     reporter = ProgressReporter(progress, "encoding", survey.ledger.bytes_kept)
     content, sources = ContentDigest(), []
     try:
         for source in config.sources:
-            counts, tokens = LedgerCounts(), dict.fromkeys(SPLITS, 0)
+            counts, tokens = LedgerCounts(source), dict.fromkeys(SPLITS, 0)
             for group in _groups(source, config, counts):
-                encoded = _encode(group, tokenizer, threads)
-                for document, (ids, last_pieces) in zip(group, encoded, strict=True):
-                    framed = _framed(ids, tokenizer).astype(dtype)
+                for document, encoded in zip(group, _encoded(group, config, tokenizer, dtype, threads), strict=True):
                     split = survey.split_of(document)
-                    writers[split].add(document, framed, last_pieces)
+                    writers[split].add(document, encoded)
                     counts.kept(document.size_bytes)
-                    tokens[split] += len(framed)
+                    tokens[split] += len(encoded.tokens)
                     content.add(document)
                     reporter.add(document.size_bytes, sum(writer.tokens for writer in writers.values()))
             sources.append(SourceRecord(name=source.name, ledger=counts.ledger(), tokens=tokens))
@@ -178,56 +207,32 @@ def _labels_record(labels: LabelMap, writers: dict[str, SplitWriter]) -> LabelsR
     )
 
 
-def _encode(
-    group: list[CleanDocument], tokenizer: Tokenizer, threads: int
-) -> list[tuple[npt.NDArray[Any], list[int] | None]]:
-    """Tokens of each document, and the last one of each of its words, counted with BOS before them."""
-    if group[0].words is None:
-        return [(ids, None) for ids in tokenizer.encode_batch([document.text for document in group], threads)]
-    return [_encode_words(document, tokenizer, threads) for document in group]
+def _encoded(
+    group: Sequence[CleanDocument], config: DataBuildConfig, tokenizer: Tokenizer, dtype: np.dtype[Any], threads: int
+) -> Iterator[EncodedDocument]:
+    """Encodes documents: BOS, the text, EOS; of a conversation BOS, its turns, EOS behind every answer."""
+    if config.template is not None:
+        yield from _encoded_conversations(group, config.template, tokenizer, dtype, threads)
+        return
+    if group[0].words is not None:
+        for document in group:
+            where = f"Source {document.source!r}: {document.document_id}"
+            tokens, ends = framed_words(document.words or (), tokenizer, where)
+            yield EncodedDocument(tokens.astype(dtype), None, ends)
+        return
+    for ids in tokenizer.encode_batch([document.text for document in group], threads):
+        yield EncodedDocument(framed(ids, tokenizer).astype(dtype), None)
 
 
-def _encode_words(document: CleanDocument, tokenizer: Tokenizer, threads: int) -> tuple[npt.NDArray[Any], list[int]]:
-    assert document.words is not None
-    encoded = _by_word(document.words, tokenizer, threads)
-    for word, ids in zip(document.words, encoded, strict=True):
-        if not len(ids):
-            raise CorpusError(
-                f"Source {document.source!r}: the word {word.text!r} of {document.document_id} gives no token, so that "
-                "its label has no place. Mend or remove it."
-            )
-    return np.concatenate(encoded), _ends(encoded)
-
-
-def framed_text(text: str, tokenizer: Tokenizer) -> npt.NDArray[Any]:
-    """Returns the tokens of a text as a document of a dataset has them: BOS, text, EOS. Shape: (tokens,)."""
-    return _framed(tokenizer.encode(text), tokenizer)
-
-
-def framed_words(words: Sequence[Word], tokenizer: Tokenizer) -> tuple[npt.NDArray[Any], list[int]]:
-    """Returns the tokens of a document whose words are labelled, and the place of each word's last one."""
-    encoded = _by_word(words, tokenizer)
-    return _framed(np.concatenate(encoded), tokenizer), _ends(encoded)
-
-
-def _framed(ids: npt.NDArray[Any], tokenizer: Tokenizer) -> npt.NDArray[Any]:
-    return np.concatenate(([tokenizer.bos_id], ids, [tokenizer.eos_id]))
-
-
-def _by_word(words: Sequence[Word], tokenizer: Tokenizer, threads: int = 1) -> list[npt.NDArray[Any]]:
-    """Each word by itself, so that no piece belongs to two of them."""
-    before = [False, *(word.space_after for word in words[:-1])]
-    spelled = [
-        " " + word.text if space and not tokenizer.adds_space else word.text
-        for word, space in zip(words, before, strict=True)
-    ]
-    return list(tokenizer.encode_batch(spelled, threads))
-
-
-def _ends(encoded: Sequence[npt.NDArray[Any]]) -> list[int]:
-    """The last token of each word, counted with BOS before them."""
-    ends: list[int] = np.cumsum([len(ids) for ids in encoded]).tolist()
-    return ends
+def _encoded_conversations(
+    group: Sequence[CleanDocument], template: ChatTemplate, tokenizer: Tokenizer, dtype: np.dtype[Any], threads: int
+) -> Iterator[EncodedDocument]:
+    segments = [template.segments(document.turns or ()) for document in group]
+    encoded = iter(tokenizer.encode_batch([part.text for parts in segments for part in parts], threads))
+    for parts in segments:
+        ids = [next(encoded) for _ in parts]
+        chat = join_segments(parts, ids, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
+        yield EncodedDocument(chat.tokens.astype(dtype), chat.answer_mask)
 
 
 def _groups(source: SourceConfig, config: DataBuildConfig, counts: LedgerCounts) -> Iterator[list[CleanDocument]]:

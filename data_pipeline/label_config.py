@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-STRICT = {"strict": True, "extra": "forbid", "use_attribute_docstrings": True}
+from data_pipeline.config_rules import STRICT
+
 LabelKind = Literal["class", "classes", "number", "token_class"]
 
 

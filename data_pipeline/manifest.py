@@ -8,15 +8,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.errors import DatasetDamagedError, DatasetError, SealError
 from data_pipeline.publish import digest, seal, unseal
 
 SCHEMA_VERSION = 1
+CONVERSATIONS_SCHEMA_VERSION = 2
+"""Of a dataset of conversations: it has fields that a reader of version 1 does not know."""
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
 SPLITS = ("train", "validation")
 
 Record = TypeVar("Record")
+_PLAIN: dict[Any, type] = {int: int, str: str, int | None: int, str | None: str}
+"""Types of fields whose values are compared with them; a null is never written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,8 @@ class SegmentRecord:
     """Byte in the file at which its documents + 1 list offsets (int64) begin."""
     tokens_position: int
     """Byte in the file at which its token values begin."""
+    answer_mask_position: int | None = None
+    """Byte in the file at which its answer mask begins, one byte a token; null in a dataset of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +62,8 @@ class ShardRecord:
     """xxh3_64 of every 1 MiB."""
     segments: tuple[SegmentRecord, ...]
     """Its record batches, in order."""
+    answer_tokens: int | None = None
+    """Tokens of answers, the EOS behind each counted; null in a dataset of text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +104,10 @@ class SplitRecord:
     """Of normalised text."""
     tokens_hash: str
     """xxh3_128 of the split's tokens in order, whatever their division into shards."""
+    answer_tokens: int | None = None
+    """Tokens of answers, the EOS behind each counted; null in a dataset of text."""
+    answer_mask_hash: str | None = None
+    """xxh3_128 of the split's answer mask in order."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +159,8 @@ class Manifest:
     shards: tuple[ShardRecord, ...]
     labels: LabelsRecord | None = None
     """Of a dataset to fine-tune on."""
+    chat_template: ChatTemplate | None = None
+    """What conversations were written with; null in a dataset of text."""
 
     @property
     def tokens(self) -> int:
@@ -153,11 +168,8 @@ class Manifest:
         return sum(split.tokens for split in self.splits.values())
 
     def to_bytes(self) -> bytes:
-        """Spells the manifest with its checksum."""
-        document = dataclasses.asdict(self)
-        if self.labels is None:  # not named, so that manifests without labels are what they were before there were any
-            del document["labels"]
-        return seal(document)
+        """Spells the manifest with its checksum; what is null is left out."""
+        return seal(_without_nulls(dataclasses.asdict(self)))
 
     @classmethod
     def from_bytes(cls, data: bytes, where: str) -> Manifest:
@@ -176,9 +188,10 @@ class Manifest:
         except SealError as error:
             raise DatasetDamagedError(f"{error} A dataset is rebuilt with `data build CONFIG --fresh`.") from error
         version = document.get("schema_version")
-        if version != SCHEMA_VERSION:
+        if version not in (SCHEMA_VERSION, CONVERSATIONS_SCHEMA_VERSION):
             raise DatasetError(
-                f"{where} has schema_version {version!r}; this program reads {SCHEMA_VERSION}. "
+                f"{where} has schema_version {version!r}; this program reads {SCHEMA_VERSION} and "
+                f"{CONVERSATIONS_SCHEMA_VERSION}. "
                 "Use the version that built the dataset, or rebuild it with `data build CONFIG --fresh`."
             )
         try:
@@ -218,8 +231,8 @@ class Manifest:
                 return f"ledger of {title}: {found}"
         for split, record in self.splits.items():
             shards = [shard for shard in self.shards if shard.split == split]
-            for field in ("documents", "tokens", "utf8_bytes"):
-                stated, summed = getattr(record, field), sum(getattr(shard, field) for shard in shards)
+            for field in ("documents", "tokens", "utf8_bytes", "answer_tokens"):
+                stated, summed = getattr(record, field) or 0, sum(getattr(shard, field) or 0 for shard in shards)
                 if stated != summed:
                     return f"{split} states {stated} {field}, its shards hold {summed}"
             by_source = sum(source.tokens.get(split, 0) for source in self.sources)
@@ -231,21 +244,48 @@ class Manifest:
             return "the splits' bytes are not the bytes kept"
         if self.fingerprint != fingerprint_of(self.tokenizer_hash, self.splits, self.labels):
             return "the fingerprint is not that of its tokenizer, splits and labels"
+        return self._problem_with_answers()
+
+    def _problem_with_answers(self) -> str | None:
+        """Returns whether a part says nothing of answers, or does so in a dataset of text; None where all is well."""
+        said = [
+            *(split.answer_tokens for split in self.splits.values()),
+            *(split.answer_mask_hash for split in self.splits.values()),
+            *(shard.answer_tokens for shard in self.shards),
+            *(segment.answer_mask_position for shard in self.shards for segment in shard.segments),
+        ]
+        if {value is not None for value in said} != {self.chat_template is not None}:
+            return "answers are counted in some of its parts and not in others"
         return None
 
 
 def fingerprint_of(tokenizer_hash: str, splits: Mapping[str, SplitRecord], labels: LabelsRecord | None = None) -> str:
     """Returns the identity of a dataset's content: tokenizer, token streams and labels, not shards or names."""
-    streams = {name: [split.tokens, split.documents, split.tokens_hash] for name, split in splits.items()}
+    streams = {
+        name: [
+            split.tokens,
+            split.documents,
+            split.tokens_hash,
+            *([] if split.answer_mask_hash is None else [split.answer_mask_hash]),
+        ]
+        for name, split in splits.items()
+    }
     labelled = {} if labels is None else {"labels": [labels.kind, list(labels.names), labels.hashes]}
     return digest({"tokenizer": tokenizer_hash, "splits": streams, **labelled})
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leaves out what is null, at every depth: what only datasets of conversations have, others do not name."""
+    if isinstance(value, dict):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
     """Builds a record class from JSON, nested ones included; refuses unknown keys, and missing ones without default."""
     hints = get_type_hints(kind)
-    defaults = {key for key in hints if hasattr(kind, key)}
-    if wrong := (set(hints) ^ set(document)) - (defaults - set(document)):
+    optional = {field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING}  # type: ignore[arg-type]
+    if wrong := set(hints) ^ (set(document) | optional):
         raise KeyError(f"{kind.__name__}: {sorted(wrong)}")
     nested: dict[str, Any] = {
         "segments": SegmentRecord,
@@ -264,12 +304,14 @@ def _record(kind: type[Record], document: Mapping[str, Any]) -> Record:
             values[key] = tuple(str(item) for item in value)
         elif key == "counts":
             values[key] = {split: tuple(int(count) for count in counts) for split, counts in value.items()}
+        elif key == "chat_template":
+            values[key] = _record(ChatTemplate, value)
         elif hints[key] is BuildLedger:
             values[key] = _record(BuildLedger, value)
         elif key == "blocks":
             values[key] = tuple(str(item) for item in value)
-        elif hints[key] in (int, str) and type(value) is not hints[key]:
-            raise TypeError(f"{kind.__name__}.{key} is {value!r}, and must be {hints[key].__name__}")
+        elif (wanted := _PLAIN.get(hints[key])) is not None and type(value) is not wanted:
+            raise TypeError(f"{kind.__name__}.{key} is {value!r}, and must be {wanted.__name__}")
         else:
             values[key] = value
     return kind(**values)

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import OrderError
@@ -66,6 +67,7 @@ class DataPlan:
         seed: Keys the order.
         global_batch_size: Sequences of one optimizer step, after the warm-up.
         batch_size_warmup: Stages of smaller batches before.
+        answers_only: Learn the answers of conversations, and nothing of what is given.
 
     Raises:
         OrderError: The datasets do not fit each other or the configuration.
@@ -79,6 +81,7 @@ class DataPlan:
         seed: int,
         global_batch_size: int,
         batch_size_warmup: Sequence[BatchSizeStage] = (),
+        answers_only: bool = False,
     ) -> None:
         self.datasets = tuple(datasets)
         self.config = config
@@ -91,6 +94,9 @@ class DataPlan:
             raise OrderError(f"global_batch_size is {global_batch_size}, and must be at least 1 sequence.")
         self.batch_sizes = BatchSizes(global_batch_size, tuple(batch_size_warmup))
         _check_tokenizers(self.datasets)
+        self.answers_only = answers_only
+        if answers_only:
+            _check_answers(self.datasets)
         if config.packing == "documents":
             _check_labels(self.datasets)
         self.rows = _rows(self.datasets, config)
@@ -120,6 +126,7 @@ class DataPlan:
         used = {
             "batch_size_warmup": warmup,
             "begins_after_step": config.begins_after_step,
+            "answers_only": self.answers_only,
             "class_weights": weights,
         }
         return {
@@ -268,6 +275,33 @@ def _check_tokenizers(datasets: Sequence[Dataset]) -> None:
                 f"{other.directory} with {other.tokenizer_hash}. Rebuild one with `tokenizer: {{path: "
                 f"{first.directory / 'tokenizer.model'}}}`."
             )
+
+
+def _check_answers(datasets: Sequence[Dataset]) -> None:
+    for dataset in datasets:
+        if dataset.chat_template is None:
+            raise OrderError(
+                f"task is instruction, and {dataset.directory} holds text, in which nothing is an answer to learn. "
+                "Build a dataset of conversations (messages_field, or prompt_field and answer_field, of its sources), "
+                "or set task: pretrain, which learns every token."
+            )
+    if len({dataset.chat_template for dataset in datasets}) > 1:
+        raise OrderError(
+            f"The datasets were built with different chat templates: {_differing(datasets)}. The model would not know "
+            "which to answer in. Rebuild one with the other's chat_template."
+        )
+
+
+def _differing(datasets: Sequence[Dataset]) -> str:
+    first = datasets[0]
+    other = next(dataset for dataset in datasets if dataset.chat_template != first.chat_template)
+    return f"{first.directory} with {first.chat_template}, {other.directory} with {other.chat_template}"
+
+
+def shared_chat_template(datasets: Sequence[Dataset]) -> ChatTemplate | None:
+    """Returns what the conversations of all datasets were written with; None where there is none, or not one alone."""
+    templates = {dataset.chat_template for dataset in datasets} - {None}
+    return templates.pop() if len(templates) == 1 else None
 
 
 def _check_labels(datasets: Sequence[Dataset]) -> None:

@@ -76,12 +76,16 @@ class TrainingSequences:
         wanted = np.asarray(logical_indices, dtype=np.int64)
         real = np.flatnonzero(wanted >= 0)
         source, row, _ = self.plan.order.locate(wanted[real])
-        raw = np.zeros((len(wanted), self.seq_len + 1), dtype=self._streams[0].dtype)
+        length = self.seq_len + 1
+        raw = np.zeros((len(wanted), length), dtype=self._streams[0].dtype)
+        answers = np.zeros((len(wanted), length), dtype=np.uint8) if self.plan.answers_only else None
         for number in np.unique(source).tolist():
             mine = source == number
-            raw[real[mine]] = self._streams[number].rows(row[mine] * self.seq_len, self.seq_len + 1)
-        valid = np.where(wanted >= 0, self.seq_len + 1, 0)
-        return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask)
+            raw[real[mine]] = self._streams[number].rows(row[mine] * self.seq_len, length)
+            if answers is not None:
+                answers[real[mine]] = self._streams[number].answer_rows(row[mine] * self.seq_len, length)
+        valid = np.where(wanted >= 0, length, 0)
+        return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask, answers)
 
     def tokens_through(self, step: int, skips: SkipLedger) -> int:
         """Returns the tokens of all batches up to a step, whatever was left out between them."""
@@ -95,12 +99,14 @@ class ValidationSequences:
         dataset: The dataset.
         seq_len: Tokens of a row.
         document_mask: Keep targets within a document.
+        answers_only: Score the tokens of answers alone, in a dataset of conversations.
     """
 
-    def __init__(self, dataset: Dataset, seq_len: int, document_mask: bool) -> None:
+    def __init__(self, dataset: Dataset, seq_len: int, document_mask: bool, *, answers_only: bool = False) -> None:
         self.stream = dataset.split("validation")
         self.seq_len = seq_len
         self.document_mask = document_mask
+        self.answers_only = answers_only
 
     def __len__(self) -> int:
         return -(-max(self.stream.tokens - 1, 0) // self.seq_len)
@@ -116,11 +122,16 @@ class ValidationSequences:
         raw = np.zeros((len(wanted), length), dtype=self.stream.dtype)
         valid = np.where(wanted >= 0, np.minimum(length, self.stream.tokens - wanted * self.seq_len), 0)
         whole = np.flatnonzero(valid == length)
+        answers = np.zeros((len(wanted), length), dtype=np.uint8) if self.answers_only else None
         raw[whole] = self.stream.rows(wanted[whole] * self.seq_len, length)
+        if answers is not None:
+            answers[whole] = self.stream.answer_rows(wanted[whole] * self.seq_len, length)
         for row in np.flatnonzero((valid > 0) & (valid < length)).tolist():
             start = int(wanted[row]) * self.seq_len
             raw[row, : valid[row]] = self.stream.read(start, self.stream.tokens)
-        return _batch(raw, wanted, valid, self.stream.bos_id, self.document_mask)
+            if answers is not None:
+                answers[row, : valid[row]] = self.stream.read_answers(start, self.stream.tokens)
+        return _batch(raw, wanted, valid, self.stream.bos_id, self.document_mask, answers)
 
 
 def _batch(
@@ -129,6 +140,7 @@ def _batch(
     valid: Int64Array,
     bos_id: int,
     document_mask: bool,
+    answers: npt.NDArray[np.uint8] | None = None,
 ) -> Batch:
     """Derives targets, weights and document numbers: a document begins at each BOS, which no text contains.
 
@@ -138,9 +150,10 @@ def _batch(
         valid: How many tokens of each row are real. Shape: (B,).
         bos_id: Token that begins a document.
         document_mask: Keep targets within a document.
+        answers: 1 where a token is an answer's; only such targets count then. None: all do. Shape: (B, T + 1).
     """
     rows, length = raw.shape[0], raw.shape[1] - 1
-    weights = np.ones((rows, length), dtype=np.float32)
+    weights = np.ones((rows, length), dtype=np.float32) if answers is None else answers[:, 1:].astype(np.float32)
     documents = np.zeros((rows, length), dtype=np.int32)
     if document_mask:
         row, column = np.divmod(np.flatnonzero(raw == bos_id), length + 1)

@@ -1,4 +1,7 @@
-"""Arrow IPC shards: one document a row, read through a memory map, hashes checked at first touch."""
+"""Arrow IPC shards: one document a row, read through a memory map, hashes checked at first touch.
+
+A row has `tokens`, `document_id` and `source`; of a conversation also `answer_mask`, a byte for each token.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,8 @@ BATCH_TOKENS = 1 << 22
 """Tokens after which a record batch ends (8 MiB of uint16)."""
 BATCH_DOCUMENTS = 1 << 16
 """Documents after which a record batch ends."""
+ANSWER_MASK = "answer_mask"
+"""Column that only conversations have."""
 
 
 def token_dtype(vocab_size: int) -> np.dtype[Any]:
@@ -32,24 +37,30 @@ class ShardWriter:
 
     Args:
         path: The file.
-        dtype: Of the tokens.
+        dtype: Of tokens.
+        with_answers: Whether the documents are conversations, whose answers a mask tells.
         labels: The column of the documents' labels, where they have any.
     """
 
-    def __init__(self, path: Path, dtype: np.dtype[Any], labels: pa.Field | None = None) -> None:
+    def __init__(
+        self, path: Path, dtype: np.dtype[Any], *, with_answers: bool = False, labels: pa.Field | None = None
+    ) -> None:
         self.path = path
         self.documents = 0
         self.tokens = 0
         self.utf8_bytes = 0
+        self.answer_tokens = 0
         self._dtype = dtype
         self._schema = pa.schema(
             [
                 ("tokens", pa.large_list(pa.field("item", pa.from_numpy_dtype(dtype), nullable=False))),
                 ("document_id", pa.string()),
                 ("source", pa.string()),
+                *([(ANSWER_MASK, pa.large_list(pa.field("item", pa.uint8(), nullable=False)))] * with_answers),
                 *([] if labels is None else [labels]),
             ]
         )
+        self._masks: list[npt.NDArray[np.uint8]] | None = [] if with_answers else None
         self._labels: list[Any] | None = None if labels is None else []
         self._file = open(path, "wb")  # noqa: SIM115 - closed by finish and abandon
         self._writer = pa.ipc.new_file(self._file, self._schema)
@@ -59,7 +70,13 @@ class ShardWriter:
         self._pending_tokens = 0
 
     def add(
-        self, tokens: npt.NDArray[Any], document_id: str, source: str, utf8_bytes: int, label: Any | None = None
+        self,
+        tokens: npt.NDArray[Any],
+        document_id: str,
+        source: str,
+        utf8_bytes: int,
+        answer_mask: npt.NDArray[np.uint8] | None = None,
+        label: Any | None = None,
     ) -> None:
         """Appends a document.
 
@@ -68,10 +85,16 @@ class ShardWriter:
             document_id: Name of the document within its source.
             source: Name of the source.
             utf8_bytes: Length of its text.
+            answer_mask: Of a conversation: 1 for tokens of answers, 0 for others; as long as the tokens.
             label: As its column holds it.
         """
         if self._labels is not None:
             self._labels.append(label)
+        if self._masks is not None:
+            assert answer_mask is not None
+            assert len(answer_mask) == len(tokens)
+            self._masks.append(answer_mask)
+            self.answer_tokens += int(answer_mask.sum())
         self._rows.append(tokens)
         self._ids.append(document_id)
         self._sources.append(source)
@@ -104,6 +127,7 @@ class ShardWriter:
             hash=hashes.hash,
             blocks=hashes.blocks,
             segments=locate_segments(self.path),
+            answer_tokens=None if self._masks is None else self.answer_tokens,
         )
 
     def abandon(self) -> None:
@@ -115,20 +139,28 @@ class ShardWriter:
             return
         offsets = np.zeros(len(self._rows) + 1, dtype=np.int64)
         np.cumsum([len(row) for row in self._rows], out=offsets[1:])
-        values = pa.array(np.concatenate(self._rows).astype(self._dtype, copy=False))
-        # from_arrays keeps the type's non-nullable item only when told so.
-        tokens = pa.LargeListArray.from_arrays(pa.array(offsets), values, type=self._schema.field("tokens").type)
-        ids, sources = pa.array(self._ids, pa.string()), pa.array(self._sources, pa.string())
-        columns = [tokens, ids, sources]
+        columns = [
+            self._lists("tokens", offsets, np.concatenate(self._rows).astype(self._dtype, copy=False)),
+            pa.array(self._ids, pa.string()),
+            pa.array(self._sources, pa.string()),
+        ]
+        if self._masks is not None:
+            columns.append(self._lists(ANSWER_MASK, offsets, np.concatenate(self._masks)))
+            self._masks = []
         if self._labels is not None:
             columns.append(pa.array(self._labels, self._schema.types[-1]))
             self._labels = []
         self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
         self._rows, self._ids, self._sources, self._pending_tokens = [], [], [], 0
 
+    def _lists(self, column: str, offsets: npt.NDArray[np.int64], values: npt.NDArray[Any]) -> Any:
+        # from_arrays keeps the type's non-nullable item only when told so.
+        kind = self._schema.field(column).type
+        return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values), type=kind)
+
 
 def locate_segments(path: Path) -> tuple[SegmentRecord, ...]:
-    """Finds where the record batches' offsets and tokens lie in a shard file.
+    """Finds where the record batches' offsets, tokens and answer masks lie in a shard file.
 
     The file is mapped, so the addresses of Arrow's buffers less that of the map are positions in the file.
     """
@@ -140,14 +172,17 @@ def _segments(buffer: Any) -> tuple[SegmentRecord, ...]:
     reader = pa.ipc.open_file(pa.BufferReader(buffer))
     records = []
     for number in range(reader.num_record_batches):
-        tokens = reader.get_batch(number).column("tokens")
+        batch = reader.get_batch(number)
+        tokens = batch.column("tokens")
         _, offsets, _, values = tokens.buffers()
+        mask = batch.column(ANSWER_MASK).buffers()[3] if ANSWER_MASK in batch.schema.names else None
         records.append(
             SegmentRecord(
                 documents=len(tokens),
                 tokens=len(tokens.values),
                 offsets_position=offsets.address - buffer.address,
                 tokens_position=values.address - buffer.address,
+                answer_mask_position=None if mask is None else mask.address - buffer.address,
             )
         )
     return tuple(records)
@@ -156,11 +191,10 @@ def _segments(buffer: Any) -> tuple[SegmentRecord, ...]:
 class MappedShard:
     """A shard file, mapped at first touch; each 1 MiB is hashed before its bytes are first used."""
 
-    def __init__(self, directory: Path, record: ShardRecord, dtype: np.dtype[Any]) -> None:
+    def __init__(self, directory: Path, record: ShardRecord) -> None:
         self.record = record
         self.path = directory / record.file
         self.verified = np.zeros(len(record.blocks), dtype=bool)
-        self._dtype = dtype
         self._bytes: npt.NDArray[np.uint8] | None = None
 
     def check_size(self) -> None:
@@ -206,12 +240,15 @@ class MappedShard:
             )
         self.verified[block] = True
 
-    def tokens(self, segment: SegmentRecord) -> npt.NDArray[Any]:
-        """Returns a segment's tokens as a view of the file, unverified.
+    def values(self, position: int, count: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """Returns values as a view of the file, unverified.
 
-        Shape: (segment.tokens,).
+        Args:
+            position: Byte at which they begin.
+            count: How many there are.
+            dtype: Their type.
         """
-        return np.frombuffer(self.bytes, self._dtype, segment.tokens, segment.tokens_position)
+        return np.frombuffer(self.bytes, dtype, count, position)
 
     def offsets(self, segment: SegmentRecord) -> npt.NDArray[np.int64]:
         """Returns a segment's document offsets as a verified view of the file.

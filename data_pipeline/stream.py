@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from data_pipeline.columns import Blocks, Column
 from data_pipeline.errors import DatasetError
 from data_pipeline.labels import label_field
 from data_pipeline.manifest import Manifest
-from data_pipeline.publish import BLOCK_BYTES
 from data_pipeline.shards import MappedShard
 
 Int64Array = npt.NDArray[np.int64]
@@ -37,31 +37,32 @@ class DocumentPlace:
 class TokenStream:
     """All documents of a split, one after the other: [BOS] text [EOS] [BOS] text [EOS] ...
 
+    In a conversation EOS also stands behind each answer before the last.
+
     Nothing is loaded: a position is found by binary search over the record batches (segments), then in one.
     """
 
     def __init__(self, directory: Path, manifest: Manifest, split: str) -> None:
         records = [record for record in manifest.shards if record.split == split]
         self.split = split
+        self._directory = directory
         self.bos_id = manifest.bos_id
         self.dtype: np.dtype[Any] = np.dtype(manifest.token_dtype)
         self.tokens = manifest.splits[split].tokens
         """Length of the stream."""
         self.documents = manifest.splits[split].documents
         """Documents in the stream."""
-        self.shards = [MappedShard(directory, record, self.dtype) for record in records]
-        # One bitmap for all shards, so that a batch of rows is checked by one look-up.
-        self._verified = np.zeros(sum(len(record.blocks) for record in records), dtype=bool)
+        self.shards = [MappedShard(directory, record) for record in records]
         self._segments = [(shard, segment) for shard in self.shards for segment in shard.record.segments]
-        self._views: list[npt.NDArray[Any] | None] = [None] * len(self._segments)
         self._starts = np.cumsum([0, *(s.tokens for _, s in self._segments)], dtype=np.int64)
         self._first_documents = np.cumsum([0, *(s.documents for _, s in self._segments)], dtype=np.int64)
-        base, bases = 0, []
-        for shard in self.shards:
-            shard.verified = self._verified[base : base + len(shard.record.blocks)]
-            bases += [base * BLOCK_BYTES + segment.tokens_position for segment in shard.record.segments]
-            base += len(shard.record.blocks)
-        self._byte_bases = np.array(bases, dtype=np.int64)
+        blocks = Blocks(self.shards)
+        positions = [segment.tokens_position for _, segment in self._segments]
+        self._tokens = Column(self._segments, positions, self.dtype, self._starts, blocks)
+        self._answers = None
+        if manifest.chat_template is not None:
+            masks = [segment.answer_mask_position or 0 for _, segment in self._segments]
+            self._answers = Column(self._segments, masks, np.dtype(np.uint8), self._starts, blocks)
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Returns a copy of the tokens at stream positions [start, stop).
@@ -70,16 +71,16 @@ class TokenStream:
             DatasetDamagedError: A block under them is not what it was.
         """
         self._check(start, stop)
-        result = np.empty(stop - start, dtype=self.dtype)
-        segment = int(np.searchsorted(self._starts, start, side="right")) - 1
-        position = start
-        while position < stop:
-            begin, end = int(self._starts[segment]), int(self._starts[segment + 1])
-            until = min(end, stop)
-            self._verify(segment, position - begin, until - begin)
-            result[position - start : until - start] = self._view(segment)[position - begin : until - begin]
-            position, segment = until, segment + 1
-        return result
+        return self._tokens.read(start, stop)
+
+    def read_answers(self, start: int, stop: int) -> npt.NDArray[np.uint8]:
+        """Returns 1 for the tokens at stream positions [start, stop) that are an answer's, 0 for the others.
+
+        Raises:
+            DatasetError: The dataset holds text, of which nothing is an answer.
+        """
+        self._check(start, stop)
+        return self._answer_column().read(start, stop)
 
     def rows(self, starts: Int64Array, length: int) -> npt.NDArray[Any]:
         """Returns many stretches of equal length.
@@ -91,21 +92,11 @@ class TokenStream:
         Returns:
             Tokens. Shape: (B, length).
         """
-        if len(starts) == 0:
-            return np.empty((0, length), dtype=self.dtype)
-        self._check(int(starts.min()), int(starts.max()) + length)
-        segments = np.searchsorted(self._starts, starts, side="right") - 1
-        offsets = starts - self._starts[segments]
-        inside = starts + length <= self._starts[segments + 1]
-        self._verify_rows(segments, offsets, np.minimum(length, self._starts[segments + 1] - starts))
-        result = np.empty((len(starts), length), dtype=self.dtype)
-        for row, (segment, offset) in enumerate(zip(segments.tolist(), offsets.tolist(), strict=True)):
-            result[row] = (
-                self._view(segment)[offset : offset + length]
-                if inside[row]
-                else self.read(int(starts[row]), int(starts[row]) + length)
-            )
-        return result
+        return self._rows(self._tokens, starts, length)
+
+    def answer_rows(self, starts: Int64Array, length: int) -> npt.NDArray[np.uint8]:
+        """Returns what `read_answers` says of many stretches of equal length; arguments as of `rows`."""
+        return self._rows(self._answer_column(), starts, length)
 
     def document_starts(self, start: int, stop: int) -> Int64Array:
         """Returns the stream positions in [start, stop) at which documents begin."""
@@ -179,25 +170,20 @@ class TokenStream:
         row = index - int(self._first_documents[number])
         return self.documents_at([int(self._starts[number]) + int(shard.offsets(segment)[row])])[0]
 
-    def _view(self, segment: int) -> npt.NDArray[Any]:
-        view = self._views[segment]
-        if view is None:
-            shard, record = self._segments[segment]
-            view = self._views[segment] = shard.tokens(record)
-        return view
+    def _rows(self, column: Column, starts: Int64Array, length: int) -> npt.NDArray[Any]:
+        if len(starts) == 0:
+            return np.empty((0, length), dtype=column.dtype)
+        self._check(int(starts.min()), int(starts.max()) + length)
+        return column.rows(starts, length)
 
-    def _verify(self, segment: int, start: int, stop: int) -> None:
-        shard, record = self._segments[segment]
-        width = self.dtype.itemsize
-        shard.verify(record.tokens_position + start * width, record.tokens_position + stop * width)
-
-    def _verify_rows(self, segments: Int64Array, offsets: Int64Array, lengths: Int64Array) -> None:
-        width = self.dtype.itemsize
-        bytes_ = self._byte_bases[segments] + offsets * width
-        first, last = bytes_ // BLOCK_BYTES, (bytes_ + lengths * width - 1) // BLOCK_BYTES
-        clean = self._verified[first] & self._verified[last] & (last - first <= 1)
-        for row in np.flatnonzero(~clean).tolist():
-            self._verify(int(segments[row]), int(offsets[row]), int(offsets[row] + lengths[row]))
+    def _answer_column(self) -> Column:
+        if self._answers is None:
+            raise DatasetError(
+                f"Answers were asked of the {self.split} split of {self._directory}, a dataset of text, in which "
+                "nothing is an answer. Build one of conversations: name messages_field, or prompt_field and "
+                "answer_field, of its sources."
+            )
+        return self._answers
 
     def _check(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.tokens:

@@ -11,12 +11,15 @@ import numpy as np
 import numpy.typing as npt
 import xxhash
 
-from data_pipeline.cleaning import DROP_REASONS, clean
+from data_pipeline.chat_template import Turn
+from data_pipeline.cleaning import CONVERSATION_DROP_REASONS, DROP_REASONS, clean
 from data_pipeline.config import DataBuildConfig, SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.labels import Label, LabelCounts
 from data_pipeline.manifest import BuildLedger
-from data_pipeline.readers import RawDocument, Word, read_documents
+from data_pipeline.publish import canonical_json
+from data_pipeline.raw_document import RawDocument, Word
+from data_pipeline.readers import read_documents
 from data_pipeline.tokenizer import TrainingSample
 
 REPORT_EVERY_BYTES = 4 << 20
@@ -43,9 +46,10 @@ ProgressCallback = Callable[[BuildProgress], None]
 
 
 class LedgerCounts:
-    """Counts documents and bytes while they pass; what is kept is counted apart, where it is kept."""
+    """Counts documents and bytes of a source while they pass; what is kept is counted apart, where it is kept."""
 
-    def __init__(self) -> None:
+    def __init__(self, source: SourceConfig) -> None:
+        self._reasons = CONVERSATION_DROP_REASONS if source.holds_conversations else DROP_REASONS
         self.documents_read = 0
         self.documents_kept = 0
         self.bytes_read = 0
@@ -74,23 +78,24 @@ class LedgerCounts:
         return BuildLedger(
             documents_read=self.documents_read,
             documents_kept=self.documents_kept,
-            documents_dropped={reason: self._documents_dropped[reason] for reason in DROP_REASONS},
+            documents_dropped={reason: self._documents_dropped[reason] for reason in self._reasons},
             bytes_read=self.bytes_read,
             bytes_kept=self.bytes_kept,
-            bytes_dropped={reason: self._bytes_dropped[reason] for reason in DROP_REASONS},
+            bytes_dropped={reason: self._bytes_dropped[reason] for reason in self._reasons},
             bytes_removed_by_normalisation=self.bytes_removed,
         )
 
 
 def summed(ledgers: list[BuildLedger]) -> BuildLedger:
-    """Adds ledgers up."""
+    """Adds the ledgers of a build's sources up."""
+    reasons = tuple(ledgers[0].documents_dropped)
     return BuildLedger(
         documents_read=sum(ledger.documents_read for ledger in ledgers),
         documents_kept=sum(ledger.documents_kept for ledger in ledgers),
-        documents_dropped={r: sum(ledger.documents_dropped[r] for ledger in ledgers) for r in DROP_REASONS},
+        documents_dropped={r: sum(ledger.documents_dropped[r] for ledger in ledgers) for r in reasons},
         bytes_read=sum(ledger.bytes_read for ledger in ledgers),
         bytes_kept=sum(ledger.bytes_kept for ledger in ledgers),
-        bytes_dropped={r: sum(ledger.bytes_dropped[r] for ledger in ledgers) for r in DROP_REASONS},
+        bytes_dropped={r: sum(ledger.bytes_dropped[r] for ledger in ledgers) for r in reasons},
         bytes_removed_by_normalisation=sum(ledger.bytes_removed_by_normalisation for ledger in ledgers),
     )
 
@@ -102,10 +107,13 @@ class CleanDocument:
     document_id: str
     source: str
     text: str
+    """Of a conversation, as the chat template writes it."""
     size_bytes: int
-    """UTF-8 bytes of `text`."""
+    """UTF-8 bytes of the text; of a conversation, of what its turns say."""
     hash: int
-    """xxh3_64 of `text`: equal texts fall on the same side of the split."""
+    """xxh3_64 of the text, or of the turns: equal documents fall on the same side of the split."""
+    turns: tuple[Turn, ...] | None = None
+    """Of a conversation."""
     label: Label | None = None
     words: tuple[Word, ...] | None = None
     """Where each word has a label."""
@@ -163,14 +171,19 @@ def _cleaned(document: RawDocument, config: DataBuildConfig, counts: LedgerCount
     if result.text is None:
         counts.dropped(len(document.data), str(result.reason))
         return None
-    data = result.text.encode()
+    data, text = result.text.encode(), result.text
     counts.bytes_removed += len(document.data) - len(data)
+    size = len(data)
+    if result.turns is not None and config.template is not None:
+        data = canonical_json([[turn.role, turn.content] for turn in result.turns])
+        text = config.template.text(result.turns)
     return CleanDocument(
         document_id=document.document_id,
         source=document.source,
-        text=result.text,
-        size_bytes=len(data),
+        text=text,
+        size_bytes=size,
         hash=xxhash.xxh3_64_intdigest(data),
+        turns=result.turns,
         label=document.label,
         words=result.words,
     )
@@ -192,7 +205,7 @@ def survey_corpus(config: DataBuildConfig, progress: ProgressCallback | None = N
     labels = None if config.labels is None else LabelCounts()
     reporter = ProgressReporter(progress, "reading")
     for source in config.sources:
-        counts = LedgerCounts()
+        counts = LedgerCounts(source)
         for document in clean_documents(source, config, counts):
             counts.kept(document.size_bytes)
             content.add(document)

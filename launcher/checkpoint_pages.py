@@ -88,6 +88,8 @@ def export_table(facts: Mapping[str, Any]) -> Table:
     rows.add_row("weights", f"{byte_size(facts['weight_bytes'])} in {plural(len(facts['weight_files']), 'file')}")
     rows.add_row("numbers", facts["dtype"])
     rows.add_row("tokenizer", "not written" if ids is None else f"proven: {ids:,} ids are the same in transformers")
+    if (chats := facts["conversations_compared"]) is not None:
+        rows.add_row("chat template", f"proven: {plural(chats, 'conversation')} have the same ids in transformers")
     rows.add_row(
         "logits",
         f"proven: at {proof['positions']:,} positions at most {proof['relative_difference']:.1e} of their scale apart",

@@ -15,6 +15,7 @@ from launcher.commands import (
     config,
     data,
     evaluate,
+    finetune,
     generate,
     jobs,
     predict,
@@ -75,6 +76,7 @@ app = typer.Typer(
         "longhaul quickstart",
         "longhaul pretrain smoke",
         "longhaul pretrain my-run.yaml train.max_steps=2000",
+        "longhaul finetune dialogues initialize_from=longhaul-quickstart/runs/quickstart",
     ),
 )
 
@@ -107,6 +109,7 @@ def longhaul(
 quickstart.register(app)
 app.add_typer(data.app, name="data")
 pretrain.register(app)
+finetune.register(app)
 predict.register(app)
 evaluate.register(app)
 generate.register(app)

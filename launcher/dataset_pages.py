@@ -14,9 +14,11 @@ from launcher.report.units import plural
 
 def split_table(manifest: Manifest) -> Table:
     """Documents, tokens and bytes of each split."""
-    rows = table("split", "documents", "tokens", "UTF-8 bytes", numbers_from=1)
+    chats = manifest.chat_template is not None
+    rows = table("split", "documents", "tokens", *["of answers"] * chats, "UTF-8 bytes", numbers_from=1)
     for name, split in manifest.splits.items():
-        rows.add_row(name, f"{split.documents:,}", f"{split.tokens:,}", f"{split.utf8_bytes:,}")
+        answers = [f"{split.answer_tokens:,}"] if split.answer_tokens is not None else []
+        rows.add_row(name, f"{split.documents:,}", f"{split.tokens:,}", *answers, f"{split.utf8_bytes:,}")
     return rows
 
 

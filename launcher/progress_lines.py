@@ -46,9 +46,9 @@ def figures(message: Mapping[str, Any], validation: Mapping[str, Mapping[str, An
     return "  ".join(parts)
 
 
-def validation_line(name: str, found: Mapping[str, Any]) -> str:
+def validation_line(name: str, found: Mapping[str, Any], of: str = "") -> str:
     """What an evaluation found of a dataset, by the names of its figures: a perplexity, or the figures of a task."""
-    told = ", ".join(f"{name_of(key)} {significant(value)}" for key, value in _told(found).items())
+    told = ", ".join(f"{name_of(key)}{of} {significant(value)}" for key, value in _told(found).items())
     return f"validation {told}  ({name})"
 
 

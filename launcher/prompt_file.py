@@ -18,6 +18,10 @@ class TextPrompt:
     text: str
     seed: int | None = None
     """Of this prompt alone; None takes the seed of all."""
+    chat: bool = False
+    """Whether it is what a user says, which the model answers, instead of a text that it goes on with."""
+    system: str | None = None
+    """What the system says before it, in a chat."""
 
 
 def read_prompts(path: Path) -> list[TextPrompt]:

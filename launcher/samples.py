@@ -10,8 +10,11 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.storage.operations import storage_path
 from launcher.directories import is_uri, require_dataset
+from launcher.errors import LauncherError
 
 _PREFIX = "sample:"
+_NAMED_DIGITS = 8
+"""Of the hash by which tokenizers, and samples built with them, are told apart on disk."""
 
 
 def is_sample(path: str) -> bool:
@@ -26,7 +29,7 @@ def resolve_samples(
 
     Args:
         config: Run that may name shipped samples; they are built into `storage/.datasets/NAME` or, where the storage is
-            an object store, into `cache`.
+            an object store, into `cache`. Where it begins with given weights, with the tokenizer of those.
         listener: Receives a message when a stage of a build begins.
         cache: Directory of this machine; ~/.cache/longhaul where None.
 
@@ -48,7 +51,10 @@ def resolve_samples(
         if not is_sample(path):
             return path
         name = path.removeprefix(_PREFIX)
-        return str(build_sample(name, directory / name, listener))
+        if config.initialize_from is None:
+            return str(build_sample(name, directory / name, listener))
+        tokenizer = keep_tokenizer_of_weights(config, path, directory / "tokenizers")
+        return str(build_sample(name, directory / f"{name}-{tokenizer.stem}", listener, tokenizer))
 
     return resolve_datasets(config, resolve)
 
@@ -69,8 +75,16 @@ def resolve_datasets(config: RunConfig, resolve: Callable[[str], str]) -> RunCon
     return replace(config, data=replace(data, dataset=entries))
 
 
-def build_sample(name: str, directory: Path, listener: Callable[[dict[str, Any]], None]) -> Path:
+def build_sample(
+    name: str, directory: Path, listener: Callable[[dict[str, Any]], None], tokenizer: Path | None = None
+) -> Path:
     """Build a shipped sample into `directory`, where it is not there already.
+
+    Args:
+        name: Without its prefix.
+        directory: Becomes the dataset.
+        listener: Receives a message when a stage of the build begins.
+        tokenizer: SentencePiece model to build it with; None trains one on the sample.
 
     Returns:
         The dataset's directory.
@@ -81,5 +95,45 @@ def build_sample(name: str, directory: Path, listener: Callable[[dict[str, Any]]
     def tell(state: BuildProgress) -> None:
         listener({"type": "phase", "text": f"preparing the sample '{name}': {state.stage}"})
 
-    build_dataset(sample_build_config(_PREFIX + name, directory), progress=tell)
+    build_dataset(sample_build_config(_PREFIX + name, directory, tokenizer_path=tokenizer), progress=tell)
     return directory
+
+
+def keep_tokenizer_of_weights(config: RunConfig, sample: str, directory: Path) -> Path:
+    """Copy the tokenizer of the weights that a run begins with, to build a sample with it.
+
+    A run that has begun holds a copy of its own, which is taken where the weights are gone.
+
+    Args:
+        config: The run, with `initialize_from`; paths absolute.
+        sample: That is to be built, for messages.
+        directory: Takes the copy, named by its hash.
+
+    Raises:
+        LauncherError: There is no such tokenizer.
+    """
+    from cluster.errors import ClusterError
+    from cluster.initial_weights import find_initial_weights
+    from cluster.run_directory import TOKENIZER_NAME
+    from data_pipeline.publish import write_atomically
+    from data_pipeline.tokenizer import Tokenizer
+    from llm.errors import ModelError
+
+    own = storage_path(config.storage) / config.name / TOKENIZER_NAME
+    try:
+        place = find_initial_weights(str(config.initialize_from)).tokenizer_path
+    except (ClusterError, ModelError, OSError):
+        if not own.is_file():
+            raise
+        place = own
+    if not place.is_file():
+        raise LauncherError(
+            f"data.dataset is {sample}, which is built with the tokenizer of the weights that the run begins with, and "
+            f"there is no {place}. Name weights with a SentencePiece tokenizer in initialize_from, or a dataset that "
+            "was built with theirs."
+        )
+    model = place.read_bytes()
+    copy = directory / f"{Tokenizer.from_bytes(model, str(place)).hash[:_NAMED_DIGITS]}.model"
+    directory.mkdir(parents=True, exist_ok=True)
+    write_atomically(copy, model)
+    return copy

@@ -52,7 +52,7 @@ def continue_text(
 
     Args:
         loaded: Model and its tokenizer.
-        prompt: What to continue; empty text lets the model begin.
+        prompt: What to continue, or to answer; empty text lets the model begin.
         sampling: How tokens are chosen.
         stops: What ends the text.
 
@@ -65,7 +65,7 @@ def continue_text(
     tokenizer = loaded.tokenizer
     tokens = generate(
         loaded.model,
-        _encoded(prompt.text, tokenizer),
+        _encoded(prompt, loaded),
         replace(sampling, seed=_seed(prompt, sampling)),
         stop_tokens=_stop_tokens(stops, tokenizer),
         vocab_size=tokenizer.vocab_size,
@@ -95,7 +95,7 @@ def continue_texts(
     """
     from llm.generation import check_prompts
 
-    encoded = [_encoded(prompt.text, loaded.tokenizer) for prompt in prompts]
+    encoded = [_encoded(prompt, loaded) for prompt in prompts]
     check_prompts(loaded.model.config, encoded)
     _stop_tokens(stops, loaded.tokenizer)
     return (
@@ -185,14 +185,27 @@ def _seed(prompt: TextPrompt, sampling: SamplingConfig) -> int:
     return sampling.seed if prompt.seed is None else prompt.seed
 
 
-def _encoded(text: str, tokenizer: Tokenizer) -> list[int]:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
+def _encoded(prompt: TextPrompt, loaded: LoadedModel) -> list[int]:
+    tokenizer = loaded.tokenizer
+    for text in (prompt.text, prompt.system or ""):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UsageError(
+                f"the prompt {text!r} has half a UTF-16 pair at character {error.start}, and is no text. Remove it."
+            ) from error
+    if not prompt.chat:
+        return [tokenizer.bos_id, *tokenizer.encode(prompt.text).tolist()]
+    if loaded.chat_template is None:
         raise UsageError(
-            f"the prompt {text!r} has half a UTF-16 pair at character {error.start}, and is no text. Remove it."
-        ) from error
-    return [tokenizer.bos_id, *tokenizer.encode(text).tolist()]
+            f"--chat: {loaded.run_directory} was trained on no conversations, or on several kinds, and has no chat "
+            "template to ask by. Leave --chat out, or name a run that `longhaul finetune` has trained."
+        )
+    from data_pipeline.chat_template import Turn
+    from data_pipeline.chat_tokens import encode_prompt
+
+    said = [] if prompt.system is None else [Turn("system", prompt.system)]
+    return encode_prompt(tokenizer, loaded.chat_template, [*said, Turn("user", prompt.text)])
 
 
 def _stop_tokens(stops: Stops, tokenizer: Tokenizer) -> list[int]:

@@ -20,7 +20,8 @@ class EvaluationConfig:
     max_sequences: int | None = None
     """Sequences per dataset, from the start of the validation split; null means all."""
     prompts: tuple[str, ...] = ("",)
-    """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document."""
+    """Texts that the model continues at each evaluation, in samples.jsonl; the empty one has it begin a document. With
+    `task: instruction` each is what a user says, and the model answers."""
     sample_tokens: int = 64
     """Tokens that it writes for each prompt at most, one forward pass on every worker each for all prompts together;
     0: no samples."""

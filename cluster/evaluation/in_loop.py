@@ -16,7 +16,6 @@ from cluster.engines.protocol import Forward, MicroBatch
 from cluster.evaluation.labelled import predict
 from cluster.record.logs import perplexity
 from cluster.topology import Topology
-from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.examples import Examples
 from data_pipeline.sequences import ValidationSequences
@@ -70,7 +69,7 @@ def evaluate_datasets(
                 measured = found.measured(config.task, dataset.labels.names, resamples=resamples)
                 yield Evaluated({"name": label, "eval/loss": found.loss, **_figures(measured)}, measured)
             continue
-        sequences = validation_of(dataset, config.data)
+        sequences = validation_of(dataset, config)
         if len(sequences) == 0:
             continue
         loss = evaluate(
@@ -131,17 +130,18 @@ def evaluate(
     return whole_loss / whole_weight if whole_weight else None
 
 
-def validation_of(dataset: Dataset, data: DataConfig) -> ValidationSequences:
-    """The validation split of a dataset, cut as a run's data are."""
-    return ValidationSequences(dataset, data.seq_len, data.document_mask)
+def validation_of(dataset: Dataset, config: RunConfig) -> ValidationSequences:
+    """The validation split of a dataset, cut and weighted as a run's data are."""
+    data = config.data
+    return ValidationSequences(dataset, data.seq_len, data.document_mask, answers_only=config.answers_only)
 
 
-def evaluated_names(datasets: Sequence[Dataset], data: DataConfig) -> tuple[str, ...]:
+def evaluated_names(datasets: Sequence[Dataset], config: RunConfig) -> tuple[str, ...]:
     """Names of the datasets that have something to evaluate on."""
     return tuple(
         label
         for dataset, label in zip(datasets, dataset_labels(datasets), strict=True)
-        if len(validation_of(dataset, data)) > 0
+        if len(validation_of(dataset, config)) > 0
     )
 
 

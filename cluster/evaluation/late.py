@@ -85,7 +85,7 @@ def read_outstanding(config: RunConfig, datasets: Sequence[Dataset], *, step: in
         published=published,
         noted=map(DueCheckpoint.named_in, noted),
         recorded=recorded,
-        names=evaluated_names(datasets, config.data),
+        names=evaluated_names(datasets, config),
     )
     return found, recorded
 

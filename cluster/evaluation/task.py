@@ -19,7 +19,9 @@ from cluster.run_directory import TOKENIZER_NAME
 from cluster.storage.operations import storage_path
 from cluster.text_samples import TextSampler, samples_are_written
 from cluster.topology import Topology, set_arithmetic
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.dataset import Dataset
+from data_pipeline.plan import shared_chat_template
 from llm.config import ModelConfig
 from llm.generation import NewTokens, next_logits
 from llm.kv_cache import KeyValueCache
@@ -76,8 +78,8 @@ def evaluate_checkpoint(config: RunConfig, due: DueCheckpoint, topology: Topolog
     model = _model(shape, info, topology)
     found = evaluate_datasets(model, shape, datasets, config, topology=topology, collectives=Collectives())
     rows = tuple(each.fields for each in found)
-    samples = _samples(config, model, due.step, topology)
-    expected, named = evaluated_names(datasets, config.data), [row["name"] for row in rows]
+    samples = _samples(config, model, due.step, topology, shared_chat_template(datasets))
+    expected, named = evaluated_names(datasets, config), [row["name"] for row in rows]
     if list(expected) != named or not (rows or samples):
         return Outcome(
             due=due,
@@ -101,9 +103,9 @@ def require_something_to_evaluate(config: RunConfig, datasets: Sequence[Dataset]
         RunRefusedError: There are neither held-out documents nor text samples.
         data_pipeline.errors.DataError: The tokenizer is damaged.
     """
-    if not config.evaluation.beside_training or evaluated_names(datasets, config.data):
+    if not config.evaluation.beside_training or evaluated_names(datasets, config):
         return
-    if not samples_are_written(config, datasets[0].tokenizer()):
+    if not samples_are_written(config, datasets[0].tokenizer(), shared_chat_template(datasets)):
         raise RunRefusedError(
             f"evaluation.beside_training is on and would measure nothing: of {[each.name for each in datasets]} no "
             f"dataset has held-out documents, and evaluation.prompts = {list(config.evaluation.prompts)} with "
@@ -141,10 +143,13 @@ def _model(shape: ModelConfig, info: CheckpointInfo, topology: Topology) -> Plai
     return PlainModel(read_model(info, shape, topology.device, dtype))
 
 
-def _samples(config: RunConfig, model: PlainModel, step: int, topology: Topology) -> tuple[Sample, ...]:
+def _samples(
+    config: RunConfig, model: PlainModel, step: int, topology: Topology, template: ChatTemplate | None
+) -> tuple[Sample, ...]:
     sampler = TextSampler(
         config,
         tokenizer_path=storage_path(config.storage) / config.name / TOKENIZER_NAME,
+        chat_template=template,
         topology=topology,
         collectives=Collectives(),
     )

@@ -9,7 +9,17 @@ from textwrap import shorten
 from typing import Any
 
 from cluster.errors import JobRefusedError, RunBusyError
-from cluster.jobs.submission import DIRECTORY, ORIGIN, PREDECESSOR, PRETRAIN, RUN, VERB, driver_was_killed
+from cluster.jobs.submission import (
+    DIRECTORY,
+    FINETUNE,
+    ORIGIN,
+    PREDECESSOR,
+    PRETRAIN,
+    RUN,
+    TRAININGS,
+    VERB,
+    driver_was_killed,
+)
 from cluster.storage.operations import storage_path
 
 _WITH_OUTPUT = "last available logs (truncated"
@@ -117,7 +127,8 @@ def describe(details: Any, run_directories: Mapping[str, str]) -> Job:
     metadata = dict(details.metadata or {})
     known = run_directories.get(metadata.get(ORIGIN, details.submission_id))
     if known is not None and RUN not in metadata:
-        metadata |= run_metadata(known)
+        verb = FINETUNE if FINETUNE in details.entrypoint.split() else PRETRAIN
+        metadata |= run_metadata(known, verb)
     return Job(
         id=details.submission_id,
         status=details.status.value,
@@ -130,9 +141,9 @@ def describe(details: Any, run_directories: Mapping[str, str]) -> Job:
     )
 
 
-def run_metadata(directory: str) -> dict[str, str]:
-    """Metadata of a job that trains the run in a directory, that is `storage/name`."""
-    return {RUN: storage_path(directory).name, VERB: PRETRAIN, DIRECTORY: directory}
+def run_metadata(directory: str, verb: str = PRETRAIN) -> dict[str, str]:
+    """Metadata of a job that trains the run in a directory, that is `storage/name`, by one of TRAININGS."""
+    return {RUN: storage_path(directory).name, VERB: verb, DIRECTORY: directory}
 
 
 def choose(known: Sequence[Job], reference: str, address: str) -> tuple[Job, list[Job]]:
@@ -158,7 +169,7 @@ def choose(known: Sequence[Job], reference: str, address: str) -> tuple[Job, lis
     named = [job for job in known if job.run == reference]
     if not named:
         raise JobRefusedError(_unknown(known, reference, address))
-    trainings = [job for job in named if job.verb == PRETRAIN] or named
+    trainings = [job for job in named if job.verb in TRAININGS] or named
     candidates = [job for job in trainings if not job.was_refused] or trainings
     at_work = [job for job in candidates if not job.ended]
     if len(at_work) > 1:
@@ -175,7 +186,7 @@ def in_the_way(known: Sequence[Job], directory: str) -> Job | None:
     A job whose directory is not known, as one of an older version, counts by the name of its run.
     """
     wanted = storage_path(directory)
-    same_name = (job for job in known if not job.ended and job.verb == PRETRAIN and job.run == wanted.name)
+    same_name = (job for job in known if not job.ended and job.verb in TRAININGS and job.run == wanted.name)
     return next((job for job in same_name if job.directory is None or storage_path(job.directory) == wanted), None)
 
 

@@ -16,7 +16,9 @@ DIRECTORY = "longhaul_directory"
 VERB = "longhaul_verb"
 """Metadata key: what the job does."""
 PRETRAIN = "pretrain"
-"""The verb of a training."""
+FINETUNE = "finetune"
+TRAININGS = (PRETRAIN, FINETUNE)
+"""The verbs of trainings."""
 _INTERRUPTED = 130
 """Exit code of a driver that was asked to stop."""
 

@@ -44,6 +44,7 @@ def open_data(facts: Mapping[str, Any]) -> DataPlan:
         seed=seed,
         global_batch_size=batch_size,
         batch_size_warmup=warmup,
+        answers_only=config.get("task") == "instruction",
     )
     if plan.fingerprint != fingerprint:
         raise DatasetError(

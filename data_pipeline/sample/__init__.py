@@ -1,4 +1,4 @@
-"""Text that is shipped with the program: five novels of Jane Austen, for a first run and for tests."""
+"""What is shipped for first runs and for tests: five novels of Jane Austen, and short dialogues."""
 
 from data_pipeline.sample.shipped import SAMPLE_NAMES, sample_build_config, sample_dataset
 

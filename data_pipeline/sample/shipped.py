@@ -17,7 +17,9 @@ from data_pipeline.errors import DatasetError
 if TYPE_CHECKING:
     from data_pipeline.dataset import Dataset
 
-SAMPLE_NAMES = ("sample:austen",)
+_HELD_OUT = {"sample:austen": 0.05, "sample:dialogues": 0.1}
+"""Shares of documents; those of dialogues are short."""
+SAMPLE_NAMES = tuple(_HELD_OUT)
 
 DEFAULT_VOCAB_SIZE = 2048
 
@@ -27,29 +29,45 @@ _MIN_CHAPTER_CHARACTERS = 200
 
 
 def sample_build_config(
-    name: str, output: str | Path, vocab_size: int = DEFAULT_VOCAB_SIZE, validation_fraction: float = 0.05
+    name: str,
+    output: str | Path,
+    vocab_size: int = DEFAULT_VOCAB_SIZE,
+    validation_fraction: float | None = None,
+    tokenizer_path: str | Path | None = None,
 ) -> DataBuildConfig:
-    """Returns the data config of a sample: one document per chapter, hard-wrapped lines joined.
+    """Returns the data config of a sample.
+
+    Austen: one document per chapter, hard-wrapped lines joined. Dialogues: one conversation each.
 
     Args:
         name: One of SAMPLE_NAMES.
         output: Directory that becomes the dataset.
-        vocab_size: Pieces of its BPE tokenizer.
-        validation_fraction: Share of chapters held out.
+        vocab_size: Pieces of the BPE tokenizer that is trained on it.
+        validation_fraction: Share of documents held out; None takes the sample's own.
+        tokenizer_path: A SentencePiece model to use instead.
 
     Raises:
         DatasetError: There is no such sample.
     """
     if name not in SAMPLE_NAMES:
         raise DatasetError(f"There is no sample {name!r}. Shipped is: {', '.join(SAMPLE_NAMES)}.")
-    source = SourceConfig(name="austen", path=str(Path(__file__).parent), format="text", document_separator=_CHAPTER)
+    here = Path(__file__).parent
+    if name == "sample:austen":
+        source = SourceConfig(name="austen", path=str(here), format="text", document_separator=_CHAPTER)
+        cleaning = CleaningConfig(unwrap_lines=True, min_characters=_MIN_CHAPTER_CHARACTERS)
+    else:
+        source = SourceConfig(name="dialogues", path=str(here / "dialogues.jsonl.gz"), messages_field="messages")
+        cleaning = CleaningConfig()
+    trained = TokenizerTrainingConfig(model_type="bpe", vocab_size=vocab_size)
     return DataBuildConfig(
         name=name,
         output=str(output),
         sources=(source,),
-        tokenizer=TokenizerConfig(train=TokenizerTrainingConfig(model_type="bpe", vocab_size=vocab_size)),
-        cleaning=CleaningConfig(unwrap_lines=True, min_characters=_MIN_CHAPTER_CHARACTERS),
-        validation_fraction=validation_fraction,
+        tokenizer=TokenizerConfig(train=trained)
+        if tokenizer_path is None
+        else TokenizerConfig(path=str(tokenizer_path)),
+        cleaning=cleaning,
+        validation_fraction=_HELD_OUT[name] if validation_fraction is None else validation_fraction,
     )
 
 

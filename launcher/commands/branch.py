@@ -61,6 +61,7 @@ def branch(
 
     from cluster.branch import plan_branch, refuse_taken_name
     from cluster.branch_directory import create_branch
+    from launcher.tasks import verb_of
 
     config, console = absolute(config), messages()
     refuse_taken_name(storage_path(config.storage) / config.name)
@@ -70,7 +71,7 @@ def branch(
         directory = create_branch(planned, resolved_yaml(planned.config), progress)
     for line in _account(planned):
         results().print(line)
-    results().print(f"train it  longhaul pretrain {directory / 'config.yaml'}")
+    results().print(f"train it  longhaul {verb_of(config)} {directory / 'config.yaml'}")
 
 
 def _account(branch: Branch) -> Iterator[str]:

@@ -244,8 +244,8 @@ def _remedy(damaged: int, usable: list[int], unreadable: list[int]) -> str:
         passes = f"Training passes over {them}, to step {usable[-1]:,}."
         return f"{count}. {passes} To have {one} back, restore its files {copy}."
     return (
-        f"{count}, and none is left. Restore the files of one {copy}, or begin anew with "
-        "`longhaul pretrain CONFIG --fresh`."
+        f"{count}, and none is left. Restore the files of one {copy}, or begin anew: give the "
+        "command that trained it with --fresh."
     )
 
 

@@ -50,6 +50,12 @@ def export(
             help="Write the special tokens alone, where no tokenizer of Hugging Face gives the run's ids.",
         ),
     ] = False,
+    no_chat_template: Annotated[
+        bool,
+        typer.Option(
+            "--no-chat-template", help="Leave out the chat template of a run that was trained on conversations."
+        ),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face directory, which appears once transformers gives the same logits and ids.
@@ -69,7 +75,12 @@ def export(
     from launcher.console import results
 
     require_transformers()
-    options = ExportOptions(dtype=dtype.value, max_shard_bytes=max_shard_bytes, with_tokenizer=not no_tokenizer)
+    options = ExportOptions(
+        dtype=dtype.value,
+        max_shard_bytes=max_shard_bytes,
+        with_tokenizer=not no_tokenizer,
+        with_chat_template=not no_chat_template,
+    )
     facts = _facts(_exported(run, chosen_checkpoint(run, step), Path(out), options), options)
     if as_json:
         print_json(facts)
@@ -110,4 +121,5 @@ def _facts(proven: ProvenExport, options: ExportOptions) -> dict[str, Any]:
         "proof": asdict(proven.proof),
         "proven_on": proven.proven_on,
         "tokens_compared": proven.tokens_compared,
+        "conversations_compared": proven.conversations_compared,
     }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
             'longhaul generate runs/my-run --prompt "Emma" --min-p 0.1 --repetition-penalty 1.2 --stop "Chapter"',
             'longhaul generate runs/my-run --prompt "Emma" --prompt "Mr. Knightley"',
             "longhaul generate runs/my-run --prompts prompts.jsonl --json > texts.jsonl",
+            'longhaul generate runs/my-chat --chat --prompt "Who was the first man on the moon?"',
         )
     )(generate)
 
@@ -44,6 +45,17 @@ def generate(
             help='File with a prompt a line; in a .jsonl file an object with "prompt" and, where wanted, "seed".',
             show_default=False,
         ),
+    ] = None,
+    chat: Annotated[
+        bool,
+        typer.Option(
+            "--chat",
+            help="Ask prompts as a user of the run's conversations does, by its chat template; the answer is printed.",
+        ),
+    ] = False,
+    system: Annotated[
+        str | None,
+        typer.Option(metavar="TEXT", help="With --chat, what the system says before each prompt.", show_default=False),
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Tokens after which a text ends at the latest.")] = 100,
     temperature: Annotated[
@@ -91,7 +103,9 @@ def generate(
     if batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}: no prompt would be continued. Use at least 1.")
     stops = Stops(texts=tuple(stop or ()), tokens=tuple(stop_token or ()))
-    asked = _asked(prompt, prompts)
+    if system is not None and not chat:
+        raise UsageError("--system is part of a chat. Give --chat too, or leave it out.")
+    asked = [replace(each, chat=chat, system=system) for each in _asked(prompt, prompts)]
     require_run_or_checkpoint(run_or_checkpoint)
 
     from llm.errors import GenerationError
@@ -117,7 +131,7 @@ def generate(
     if as_json:
         _print_lines(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size))
     elif len(asked) > 1:
-        _print_texts(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size), len(asked))
+        _print_texts(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size), asked)
     else:
         _stream(continue_text(loaded, asked[0], sampling, stops), asked[0])
 
@@ -137,7 +151,8 @@ def _asked(prompt: list[str] | None, prompts: Path | None) -> list[TextPrompt]:
 
 
 def _stream(pieces: Iterable[str], prompt: TextPrompt) -> None:
-    typer.echo(prompt.text, nl=False)
+    if not prompt.chat:
+        typer.echo(prompt.text, nl=False)
     for piece in pieces:
         typer.echo(piece, nl=False)
     typer.echo()
@@ -148,7 +163,8 @@ def _print_lines(texts: Iterable[Written]) -> None:
         typer.echo(json.dumps(asdict(written), ensure_ascii=False))
 
 
-def _print_texts(texts: Iterable[Written], count: int) -> None:
-    for number, written in enumerate(texts, start=1):
-        typer.echo(f"[{number} of {count}, ended by {written.end}]")
-        typer.echo(f"{written.prompt}{written.text}\n")
+def _print_texts(texts: Iterable[Written], prompts: Sequence[TextPrompt]) -> None:
+    for number, (written, prompt) in enumerate(zip(texts, prompts, strict=True), start=1):
+        typer.echo(f"[{number} of {len(prompts)}, ended by {written.end}]")
+        between = "\n" if prompt.chat else ""
+        typer.echo(f"{written.prompt}{between}{written.text}\n")

@@ -38,15 +38,29 @@ def pretrain(
     Where RAY_ADDRESS is set the workers run on that Ray cluster, otherwise on a private one of this machine.
     The exit code is 75 where another command writes the run.
     """
+    train_and_tell("pretrain", config, overrides, fresh=fresh)
+
+
+def train_and_tell(verb: str, config: str, overrides: list[str] | None, *, fresh: bool) -> None:
+    """Do what a verb of training does: train a run of the task that it is for, and say how it ended.
+
+    Args:
+        verb: `pretrain` or `finetune`.
+        config: As on the command line, as is all else.
+        overrides: Settings that replace the file's.
+        fresh: Begin at step 0.
+    """
     from launcher.config_file import load_run_config
     from launcher.console import is_interactive, messages, results
     from launcher.dataset_pages import token_account
     from launcher.errors import InterruptError
     from launcher.progress import TrainingProgress
     from launcher.progress_lines import validation_line
+    from launcher.tasks import require_task_of
     from launcher.training import train
 
     run_config = load_run_config(config, overrides or (), fresh=fresh)
+    require_task_of(verb, run_config)
     console = messages()
     try:
         with TrainingProgress(console, interactive=is_interactive(console)) as progress:
@@ -60,8 +74,9 @@ def pretrain(
         out.print(f"the run had finished before, at step {result.step:,}; --fresh sets it aside and begins anew")
     if result.not_applied:
         out.print(_in_vain(result.not_applied))
+    of = " of answers" if run_config.answers_only else ""
     for name, found in result.validation.items():
-        out.print(validation_line(name, found))
+        out.print(validation_line(name, found, of))
     for entry in result.ledger:
         out.print(token_account(entry))
     out.print(_goodput(result.run_directory))

@@ -48,20 +48,27 @@ def pretrain(
 
     The exit code is that of the training: 130 where it was stopped, 75 where another command writes the run.
     """
-    from cluster.jobs.job import run_metadata
-    from cluster.storage.check import reachable_or_unknown
-    from cluster.storage.operations import storage_path
-    from launcher.config_file import load_run_config, resolved_yaml
-    from launcher.console import messages
-    from launcher.environment import require_absolute_paths
+    _submit_training("pretrain", ctx, config, overrides, address, detach, fresh, stop_grace)
 
-    run_config = load_run_config(config, overrides or (), fresh=fresh)
-    require_absolute_paths(run_config)
-    unknown = reachable_or_unknown(run_config.storage)
-    if unknown is not None:
-        messages().print(f"not known from here, and left to the job to find out: {unknown}")
-    metadata = run_metadata(str(storage_path(run_config.storage) / run_config.name))
-    _submit(ctx, metadata, resolved_yaml(run_config), address, detach, fresh, stop_grace)
+
+@app.command(
+    epilog=examples(
+        "longhaul submit finetune my-chat.yaml storage=/shared/runs data.dataset=/shared/chats "
+        "initialize_from=/shared/runs/trunk --address http://head:8265",
+        "longhaul submit finetune my-chat.yaml --detach",
+    )
+)
+def finetune(
+    ctx: typer.Context,
+    config: Config,
+    overrides: Overrides = None,
+    address: Address = None,
+    detach: Detach = False,
+    fresh: Fresh = False,
+    stop_grace: StopGrace = 300,
+) -> None:
+    """Teach a model to answer as a job, as `finetune` does; all else is as with `submit pretrain`."""
+    _submit_training("finetune", ctx, config, overrides, address, detach, fresh, stop_grace)
 
 
 @app.command(
@@ -91,6 +98,34 @@ def data(
     require_absolute_paths(build_config)
     metadata = {RUN: build_config.name, VERB: "data build"}
     _submit(ctx, metadata, resolved_yaml(build_config), address, detach, fresh, stop_grace)
+
+
+def _submit_training(
+    verb: str,
+    ctx: typer.Context,
+    config: str,
+    overrides: list[str] | None,
+    address: str | None,
+    detach: bool,
+    fresh: bool,
+    stop_grace: int,
+) -> None:
+    from cluster.jobs.job import run_metadata
+    from cluster.storage.check import reachable_or_unknown
+    from cluster.storage.operations import storage_path
+    from launcher.config_file import load_run_config, resolved_yaml
+    from launcher.console import messages
+    from launcher.environment import require_absolute_paths
+    from launcher.tasks import require_task_of
+
+    run_config = load_run_config(config, overrides or (), fresh=fresh)
+    require_task_of(verb, run_config)
+    require_absolute_paths(run_config)
+    unknown = reachable_or_unknown(run_config.storage)
+    if unknown is not None:
+        messages().print(f"not known from here, and left to the job to find out: {unknown}")
+    metadata = run_metadata(str(storage_path(run_config.storage) / run_config.name), verb)
+    _submit(ctx, metadata, resolved_yaml(run_config), address, detach, fresh, stop_grace)
 
 
 def _submit(

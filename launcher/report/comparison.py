@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from launcher.report.events import status
-from launcher.report.headline import Card
+from launcher.report.headline import Card, counts_answers_only
 from launcher.report.markup import Column, Row, swatch, table
 from launcher.report.runs import ReportedRun
 
@@ -69,6 +69,10 @@ def cautions(runs: Sequence[ReportedRun]) -> list[str]:
     if _differ([plan.get("tokenizer") if isinstance(plan, dict) else None for plan in plans]):
         found.append(
             "The runs do not share a tokenizer: losses and perplexities per token are not comparable between them."
+        )
+    elif len({counts_answers_only(run.record) for run in runs}) > 1:
+        found.append(
+            "Of some runs only answers count, of the others every token: losses and perplexities are of other tokens."
         )
     elif _differ([_fingerprints(run) for run in runs]):
         found.append(

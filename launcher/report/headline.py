@@ -137,6 +137,12 @@ def _training(record: RunRecord) -> Card:
     return Card(label="Training loss", value=significant(loss), unit="nats/token", note=note)
 
 
+def counts_answers_only(record: RunRecord) -> bool:
+    """Whether the losses of a run are over the answers of conversations, and nothing else."""
+    plan = record.facts.get("data_plan")
+    return isinstance(plan, dict) and plan.get("answers_only") is True
+
+
 def _validation(record: RunRecord) -> Card:
     names = list(dict.fromkeys(line.name for line in record.evaluations))
     if learns_labels(record):
@@ -154,7 +160,8 @@ def _validation(record: RunRecord) -> Card:
         name, level = simple
         side = "below" if reached < level else "above"
         note += f"; {percentage(abs(1 - reached / level))} {side} {name} ({significant(level)})"
-    return Card(label=label, value=significant(reached), unit="per token", note=note, amount=reached)
+    unit = "per token of answers" if counts_answers_only(record) else "per token"
+    return Card(label=label, value=significant(reached), unit=unit, note=note, amount=reached)
 
 
 def _chosen(record: RunRecord, names: list[str]) -> Card:

@@ -57,6 +57,7 @@ def export_model(
     dtype: ExportDtype = "float32",
     max_shard_bytes: int = MAX_SHARD_BYTES,
     other_files: Mapping[str, bytes] | None = None,
+    chat_template: str | None = None,
     prove: Callable[[Path], None] = lambda directory: None,
 ) -> Exported:
     """Write a model as a Hugging Face directory: configuration, weights, and files of the tokenizer.
@@ -73,6 +74,7 @@ def export_model(
         dtype: Of the file's numbers.
         max_shard_bytes: Weights beyond this are divided over files; a larger tensor has a file of its own.
         other_files: More files, content by name.
+        chat_template: In Jinja, written with the tokenizer's files; None for a model that knows no conversations.
         prove: Called with the directory, whole and under a hidden name, before it takes the target's; where it raises,
             nothing is left of the export.
 
@@ -89,7 +91,8 @@ def export_model(
     tokens, files = tokenizer if isinstance(tokenizer, SpecialTokens) else tokenizer.tokens, dict(other_files or {})
     if isinstance(tokenizer, SentencePieceModel):
         _check_vocabulary(config, tokenizer)
-        files = tokenizer_files(tokenizer, family.model_type, config.max_position_embeddings) | files
+        length = config.max_position_embeddings
+        files = tokenizer_files(tokenizer, family.model_type, length, chat_template) | files
     _check_arguments(config, tokens, max_shard_bytes, files)
     torch_dtype = _DTYPES[dtype]
     shards = _divided(pieces(family.names, config), max_shard_bytes // torch_dtype.itemsize)

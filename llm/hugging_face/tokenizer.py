@@ -33,16 +33,20 @@ _OWN_TOKENIZER = ("qwen2",)
 _SHOWN = 40
 
 
-def tokenizer_files(model: SentencePieceModel, model_type: str, sequence_length: int) -> dict[str, bytes]:
+def tokenizer_files(
+    model: SentencePieceModel, model_type: str, sequence_length: int, chat_template: str | None = None
+) -> dict[str, bytes]:
     """Files that make transformers' AutoTokenizer give the ids of a SentencePiece model, and the model itself.
 
     A text's own `<s>` is text, as it was in training, and not the control piece. With special tokens, the default,
-    the beginning-of-text token comes first.
+    the beginning-of-text token comes first. With a chat template that differs: transformers reads a conversation as one
+    text in which control pieces stand by their names, so that a text's own are taken for them too.
 
     Args:
         model: The tokenizer.
         model_type: Of the config.json beside which the files will lie.
         sequence_length: Tokens of the longest text, for programs that cut or warn.
+        chat_template: Of a model that answers in conversations, in Jinja.
 
     Raises:
         ExportError: transformers would not use the files, or no file gives the same ids.
@@ -57,9 +61,10 @@ def tokenizer_files(model: SentencePieceModel, model_type: str, sequence_length:
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": sequence_length,
-        "split_special_tokens": True,
+        "split_special_tokens": chat_template is None,
         "clean_up_tokenization_spaces": False,
         **names,
+        **({} if chat_template is None else {"chat_template": chat_template}),
     }
     return {
         "tokenizer.model": model.data,
@@ -93,7 +98,7 @@ def prove_tokenizer(directory: Path, encode: Callable[[str], Sequence[int]], tex
     compared = 0
     for number, text in enumerate(texts):
         ours = [int(token) for token in encode(text)]
-        theirs = tokenizer(text, add_special_tokens=False)["input_ids"]
+        theirs = tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         if ours != theirs:
             first = next((at for at, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]), 0)
             before = tokenizer.decode(theirs[:first])

@@ -14,6 +14,7 @@ from llm.accounting import count_parameters
 
 RECIPES = Path(__file__).parents[2] / "launcher" / "recipes"
 ON_THE_SAMPLE = ("quickstart", "smoke")
+TUNING = ("dialogues",)
 PUBLISHED = {
     "gpt2-125m": (124.4e6, 524_288),  # openai/gpt-2, without its learned positions; arXiv:2005.14165, table 2.1
     "llama-1b": (1.23e9, 2_097_152),  # model card of Llama 3.2; arXiv:2401.02385
@@ -26,14 +27,14 @@ PARAMETER_TOLERANCE = 0.01
 
 def _resolved(name: str) -> RunConfig:
     """The recipe as a person uses it: with a dataset, where it brings none."""
-    config = load_config(name, () if name in ON_THE_SAMPLE else ["data.dataset=/data/x"])
+    config = load_config(name, () if name in (*ON_THE_SAMPLE, *TUNING) else ["data.dataset=/data/x"])
     assert isinstance(config, RunConfig)
     return config
 
 
 def test_every_file_beside_the_recipes_is_one() -> None:
     assert [path.stem for path in sorted(RECIPES.glob("*.y*ml"))] == recipe_names()
-    assert set(recipe_names()) == {*ON_THE_SAMPLE, *PUBLISHED}
+    assert set(recipe_names()) == {*ON_THE_SAMPLE, *TUNING, *PUBLISHED}
 
 
 @pytest.mark.parametrize("name", recipe_names())
@@ -57,6 +58,14 @@ def test_recipe_shows_what_the_system_is_for(name: str) -> None:
     assert config.resources.workers == 2
     assert config.zero.stage == 2
     assert config.train.max_steps // config.checkpoint.every_steps >= 2
+
+
+@pytest.mark.parametrize("name", TUNING)
+def test_recipe_states_no_model_when_it_is_to_begin_with_given_weights(name: str) -> None:
+    config = _resolved(name)
+    assert config.task == "instruction"
+    assert config.data.dataset == "sample:dialogues"
+    assert "\nmodel:" not in read_config_text(name)[1]
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

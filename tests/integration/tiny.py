@@ -49,6 +49,24 @@ def build_tiny_dataset(
     return output
 
 
+def build_tiny_chats(directory: Path, dataset: Path, *, lines: int = 300) -> Path:
+    """A dataset of the first of the shipped dialogues, built with the tokenizer of another dataset."""
+    shipped = importlib.resources.files("data_pipeline.sample") / "dialogues.jsonl.gz"
+    source = directory / "dialogues.jsonl"
+    source.write_bytes(b"".join(gzip.decompress(shipped.read_bytes()).splitlines(keepends=True)[:lines]))
+    output = directory / "chats"
+    build_dataset(
+        DataBuildConfig(
+            name="chats",
+            output=str(output),
+            sources=(SourceConfig(name="chats", path=str(source), messages_field="messages"),),
+            tokenizer=TokenizerConfig(path=str(dataset / TOKENIZER_NAME)),
+            validation_fraction=0.2,
+        )
+    )
+    return output
+
+
 def tiny_run(storage: Path | str, dataset: Path, **changes: Any) -> RunConfig:
     """A run of a few seconds; `changes` replace fields by dotted names with `__` for the dot."""
     config = RunConfig(

@@ -15,6 +15,8 @@ from cluster.engines.torch_engine import TorchEngine
 from cluster.evaluation.config import EvaluationConfig
 from cluster.text_samples import UNPROMPTED, TextSampler, prompt_labels, samples_are_written
 from cluster.topology import Topology
+from data_pipeline.chat_template import ChatTemplate, Turn
+from data_pipeline.chat_tokens import encode_prompt
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import Tokenizer, train_tokenizer
 from llm.config import ModelConfig, OptimizerConfig
@@ -229,3 +231,30 @@ def test_prompts_have_different_names_when_they_begin_alike() -> None:
 def test_evaluation_config_is_refused_when_it_makes_no_sense(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvaluationConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_prompt_is_a_users_turn_when_answers_are_learned(tokenizer_path: Path) -> None:
+    config = replace(CONFIG, task="instruction", data=DataConfig(dataset="x", seq_len=64))
+    tokenizer, asked = Tokenizer.load(tokenizer_path), engine()
+    TextSampler(
+        config,
+        tokenizer_path=tokenizer_path,
+        topology=Topology(),
+        collectives=Collectives(),
+        chat_template=ChatTemplate(),
+    ).write(asked, 5)
+    turn = encode_prompt(tokenizer, ChatTemplate(), [Turn("user", "She")])
+    assert [row[-len(turn) :] for row in asked.passes[0]][1] == turn
+    assert tokenizer.bos_id in asked.passes[0][0]  # the empty prompt begins a document, as ever
+
+
+def test_prompt_is_continued_when_every_token_of_conversations_is_learned(tokenizer_path: Path) -> None:
+    plain = sampler(tokenizer_path).write(engine(), 5)
+    whole = TextSampler(
+        CONFIG,
+        tokenizer_path=tokenizer_path,
+        topology=Topology(),
+        collectives=Collectives(),
+        chat_template=ChatTemplate(),
+    )
+    assert whole.write(engine(), 5) == plain

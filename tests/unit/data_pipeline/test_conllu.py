@@ -7,7 +7,8 @@ import pytest
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.label_config import LabelsConfig
-from data_pipeline.readers import RawDocument, Word, read_documents
+from data_pipeline.raw_document import RawDocument, Word
+from data_pipeline.readers import read_documents
 
 TAGS = LabelsConfig(kind="token_class", field="upos")
 

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data_pipeline.config import CleaningConfig, SourceConfig
+from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.config import CleaningConfig, SourceConfig, TokenizerConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
 from data_pipeline.readers import read_documents
@@ -50,7 +51,9 @@ def test_sample_dataset_is_built_once_when_asked_for_twice(tmp_path: Path) -> No
 
 
 def test_sample_names_what_is_shipped_when_asked_for_another(tmp_path: Path) -> None:
-    with pytest.raises(DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen\."):
+    with pytest.raises(
+        DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen, sample:dialogues\."
+    ):
         sample_build_config("sample:dickens", tmp_path)
 
 
@@ -59,3 +62,18 @@ def test_sample_options_are_the_stated_ones_when_not_changed(tmp_path: Path) -> 
     assert config.cleaning == CleaningConfig(unwrap_lines=True, min_characters=200)
     assert config.tokenizer.train is not None
     assert (config.validation_fraction, config.tokenizer.train.vocab_size) == (0.05, 2048)
+
+
+def test_sample_of_dialogues_holds_conversations_when_read(tmp_path: Path) -> None:
+    built = sample_dataset("sample:dialogues", tmp_path / "dialogues")
+    ledger = built.manifest.ledger
+    assert (ledger.documents_kept, ledger.documents_dropped["empty_answer"]) == (2025, 1)
+    assert built.chat_template == ChatTemplate()
+    assert all(split.answer_tokens for split in built.manifest.splits.values())
+    assert built.split("validation").documents > 50
+
+
+def test_sample_is_built_with_the_tokenizer_that_is_given(tmp_path: Path) -> None:
+    own = sample_dataset("sample:dialogues", tmp_path / "dialogues", vocab_size=1000)
+    config = sample_build_config("sample:dialogues", tmp_path / "out", tokenizer_path=own.directory / "tokenizer.model")
+    assert config.tokenizer == TokenizerConfig(path=str(own.directory / "tokenizer.model"))

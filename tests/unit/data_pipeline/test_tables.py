@@ -10,7 +10,8 @@ import pytest
 from data_pipeline.config import SourceConfig
 from data_pipeline.errors import CorpusError
 from data_pipeline.label_config import LabelsConfig
-from data_pipeline.readers import RawDocument, read_documents
+from data_pipeline.raw_document import RawDocument
+from data_pipeline.readers import read_documents
 
 NUMBER = LabelsConfig(kind="number", field="score")
 

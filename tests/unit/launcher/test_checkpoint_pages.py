@@ -10,6 +10,7 @@ from rich.console import Console
 from launcher.checkpoint_pages import export_table
 
 EXPORTED: dict[str, Any] = {
+    "conversations_compared": None,
     "directory": "out",
     "step": 400,
     "model_type": "llama",

@@ -66,7 +66,7 @@ def test_verify_says_how_to_go_on_when_no_checkpoint_is_whole(run: Path) -> None
     assert exit_code == 1
     assert lines[-1] == (
         "2 checkpoints cannot be used, and none is left. Restore the files of one from a copy and remove its "
-        "REJECTED.json, if it has one, or begin anew with `longhaul pretrain CONFIG --fresh`."
+        "REJECTED.json, if it has one, or begin anew: give the command that trained it with --fresh."
     )
 
 

@@ -23,7 +23,7 @@ from launcher.errors import ConfigError
 
 CHECKPOINT_KEYS = "every_steps, keep_last, keep_every_steps, keep_every_minutes, local_copy"
 RUN = "name: x\ndata: {dataset: a}\n"
-RECIPES = "gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, smoke"
+RECIPES = "dialogues, gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, smoke"
 BUILD = "name: x\noutput: o\nsources: [{name: a, path: b}]\n"
 
 
@@ -97,7 +97,7 @@ def test_load_config_tells_a_build_from_a_run_by_its_sources(config_path: Callab
         (
             "data.dataset=3",
             "data.dataset is 3, and must be text or a list of entries {path, weight, max_epochs}. (A dataset "
-            "directory, `sample:austen` (shipped, built on first use), or a list of {path, weight}.)",
+            "directory, a shipped sample (`sample:austen`, `sample:dialogues`), or a list of {path, weight}.)",
         ),
         ("data.dataset=[a]", "data.dataset.0 is 'a', and must be a section {path, weight, max_epochs}."),
         (
@@ -222,7 +222,7 @@ def test_load_run_config_asks_for_what_is_missing_when_the_file_is_empty(
         "  - name is missing. Add it to the file, or give name=VALUE on the command line. "
         "(Name of the run; its directory is storage/name.)\n"
         "  - data.dataset is missing. Add it to the file, or give data.dataset=VALUE on the command line. "
-        "(A dataset directory, `sample:austen` (shipped, built on first use), or a list of {path, weight}.)"
+        "(A dataset directory, a shipped sample (`sample:austen`, `sample:dialogues`), or a list of {path, weight}.)"
     )
 
 

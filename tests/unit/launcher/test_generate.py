@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from launcher.cli import app
+from launcher.prompt_file import TextPrompt
 from launcher.text_stream import Written
 
 
@@ -88,6 +89,10 @@ def test_every_option_reaches_the_model(asked: list[dict[str, Any]]) -> None:
     ("options", "message"),
     [
         ([], 'there is no prompt to continue. Give --prompt TEXT, where "" begins a text, or --prompts FILE.'),
+        (
+            ["--prompt", "x", "--system", "Be brief."],
+            "--system is part of a chat. Give --chat too, or leave it out.",
+        ),
         (["--prompt", "x", "--batch-size", "0"], "--batch-size is 0: no prompt would be continued. Use at least 1."),
         (
             ["--prompt", "x", "--stop", ""],
@@ -113,3 +118,14 @@ def test_command_line_is_refused_when_it_makes_no_sense(options: list[str], mess
     result = run(*options)
     assert result.exit_code == 2
     assert result.stderr == f"error: {message}\n"
+
+
+def test_answer_alone_is_printed_when_it_is_a_chat(asked: list[dict[str, Any]]) -> None:
+    assert run("--prompt", "Emma", "--chat").stdout == "ammE\n"
+    assert asked[0]["prompts"] == [TextPrompt(text="Emma", chat=True)]
+
+
+def test_question_and_answer_follow_each_other_when_there_are_several(asked: list[dict[str, Any]]) -> None:
+    result = run("--prompt", "Emma", "--prompt", "no", "--chat", "--system", "Be brief.")
+    assert result.stdout == "[1 of 2, ended by stop_text]\nEmma\nammE\n\n[2 of 2, ended by stop_text]\nno\non\n\n"
+    assert asked[0]["prompts"][1] == TextPrompt(text="no", chat=True, system="Be brief.")

@@ -127,3 +127,12 @@ def test_submission_goes_on_when_the_run_of_that_name_has_another_storage(
     assert jobs.submitted[0]["metadata"] == run_metadata("/elsewhere/long")
     assert jobs.submitted[0]["entrypoint"] == "exec python -m launcher pretrain ./config.yaml"
     assert f"follow it with:  python -m launcher jobs logs {result.stdout.strip()} --follow" in result.stderr
+
+
+def test_finetuning_is_submitted_by_its_own_verb(run: CliRunner, offer: Any, tmp_path: Path) -> None:
+    jobs = offer()
+    settings = ["name=long", f"data.dataset={tmp_path}", "storage=/shared", "--detach"]
+    result = run.invoke(app, ["submit", "finetune", "dialogues", *settings, *ADDRESS])
+    assert result.exit_code == 0, result.stderr
+    assert jobs.submitted[0]["metadata"] == run_metadata("/shared/long", "finetune")
+    assert jobs.submitted[0]["entrypoint"] == "exec python -m launcher finetune ./config.yaml"

@@ -163,6 +163,16 @@ def test_headline_marks_nothing_and_warns_when_tokenizers_differ() -> None:
     assert not re.search(r"<b>[\d.]+</b> <b class=\"badge good\">best", html)
 
 
+def test_headline_marks_nothing_and_warns_when_only_some_runs_count_answers_alone() -> None:
+    facts = {"data_plan": {"tokenizer": "one", "answers_only": True}}
+    records = [_with_best(_record("a"), 30.0), _with_best(_record("b", facts=facts), 20.0)]
+    warning = "Of some runs only answers count, of the others every token: losses and perplexities are of other tokens."
+    assert cautions(reported_runs(records)) == [warning]
+    html = build_page(records)
+    assert "per token of answers" in words_of(html)
+    assert not re.search(r"<b>[\d.]+</b> <b class=\"badge good\">best", html)
+
+
 def test_headline_warns_when_datasets_differ() -> None:
     facts = {"data_plan": {"tokenizer": "one"}, "datasets": [{"name": "austen", "fingerprint": "g"}]}
     assert cautions(reported_runs([_record("a"), _record("b", facts=facts)])) == [

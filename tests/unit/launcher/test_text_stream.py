@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.inference import LoadedModel
+from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import train_tokenizer
 from launcher.errors import UsageError
@@ -135,3 +137,27 @@ def test_stop_token_is_refused_when_the_tokenizer_has_no_such_piece(loaded: Load
         "--stop-token is 300, and the run's tokenizer has 300 pieces: it never comes. Use 0 to 299, or --stop with a "
         "text."
     )
+
+
+@pytest.fixture
+def chatting(loaded: LoadedModel) -> LoadedModel:
+    """The model as if it had been trained on conversations."""
+    return replace(
+        loaded, chat_template=ChatTemplate(system_prefix="S:\n", user_prefix="Q:\n", assistant_prefix="A:\n")
+    )
+
+
+@pytest.mark.parametrize("system", [None, "Be brief."])
+def test_question_goes_through_the_template_when_it_is_a_chat(system: str | None, chatting: LoadedModel) -> None:
+    before = "" if system is None else f"S:\n{system}\n"
+    plain = TextPrompt(text=f"{before}Q:\nShe\nA:\n")
+    asked = TextPrompt(text="She", chat=True, system=system)
+    answer = "".join(continue_text(chatting, asked, SAMPLING))
+    assert answer == "".join(continue_text(chatting, plain, SAMPLING))
+    (batched,) = continue_texts(chatting, [asked], SAMPLING, batch_size=1)
+    assert (batched.prompt, batched.text) == ("She", answer)
+
+
+def test_chat_is_refused_when_the_run_has_no_template(loaded: LoadedModel) -> None:
+    with pytest.raises(UsageError, match="--chat: run was trained on no conversations, or on several kinds, and has"):
+        continue_text(loaded, TextPrompt(text="She", chat=True), SAMPLING)

@@ -141,3 +141,21 @@ def test_run_of_a_plain_job_is_what_its_guardian_says() -> None:
         assert (described.run, described.verb, described.directory) == ("smoke", "pretrain", "/shared/smoke")
     assert describe(details("raysubmit_2", None), directories).run is None
     assert describe(details("raysubmit_1", {"longhaul_run": "own"}), directories).run == "own"
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "finetune"])
+def test_plain_job_has_the_verb_of_its_command(verb: str) -> None:
+    details = SimpleNamespace(
+        submission_id="plain",
+        status=JobStatus.RUNNING,
+        entrypoint=f"python -m launcher {verb} chat.yaml",
+        message=None,
+        metadata={},
+        driver_exit_code=None,
+        start_time=None,
+        end_time=None,
+    )
+    found = describe(details, {"plain": "/shared/long"})
+    assert (found.verb, found.run) == (verb, "long")
+    assert in_the_way([found], "/shared/long") == found
+    assert choose([found, dataset_build("built", "RUNNING")], "long", HEAD)[0] == found
