@@ -242,8 +242,10 @@ class DataConfig:
     """Tokens T in one sequence."""
     document_mask: bool = True
     """Keep attention and targets within a document; false lets them cross."""
-    packing: Literal["stream"] = "stream"
-    """Sequences are cut from the stream of documents at stride seq_len: each token is a target once."""
+    packing: Literal["stream", "documents"] = "stream"
+    """`stream` cuts sequences from the stream of documents at stride seq_len: each token is a target once, and nothing
+    is padded. `documents` fills each with as many whole neighbours as fit, and pads the rest; only documents that are
+    longer are cut. So an answer is learned after its question, and not in another sequence."""
     stages: tuple[StageConfig, ...] = ()
     """Mixtures for the first stretches of training; after the last stage the datasets' own weights hold."""
     shuffle_window_blocks: int | None = None

@@ -35,7 +35,7 @@ class TracedSequence:
     row: int
     """Sequence of the dataset, counted along its stream."""
     parts: tuple[TracedPart, ...]
-    """In the order of the stream; their tokens are the `seq_len + 1` that the sequence reads."""
+    """In the order of the stream; their tokens are those that the sequence reads."""
 
 
 def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[TracedSequence, ...]:
@@ -51,14 +51,13 @@ def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[Tra
     """
     wanted = np.array([index for index in logical_indices if index >= 0], dtype=np.int64)
     places = zip(wanted.tolist(), *(column.tolist() for column in plan.order.locate(wanted)), strict=True)
-    length = plan.config.seq_len
     return tuple(
         TracedSequence(
             index=index,
             dataset=plan.datasets[source],
             epoch=epoch,
             row=row,
-            parts=_parts(plan.datasets[source], row * length, (row + 1) * length + 1),
+            parts=_parts(plan.datasets[source], *_stretch(plan, source, row)),
         )
         for index, source, row, epoch in places
     )
@@ -73,6 +72,12 @@ def excerpt(dataset: Dataset, part: TracedPart, tokens: int) -> str:
     start = part.document.start + part.first_token
     ids = dataset.split("train").read(start, start + min(tokens, part.tokens))
     return dataset.tokenizer().decode(ids)
+
+
+def _stretch(plan: DataPlan, source: int, row: int) -> tuple[int, int]:
+    """The stream positions [start, stop) that a sequence reads."""
+    starts, stops = plan.cuts[source].bounds(np.array([row], dtype=np.int64))
+    return int(starts[0]), int(stops[0])
 
 
 def _parts(dataset: Dataset, start: int, stop: int) -> tuple[TracedPart, ...]:
