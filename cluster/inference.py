@@ -93,7 +93,12 @@ def load_run(reference: str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(
         model=read_model(info, config, device, torch.float32),
         tokenizer=tokenizer,
-        data=DataConfig(dataset="unused", seq_len=data["seq_len"], document_mask=data["document_mask"]),
+        data=DataConfig(
+            dataset="unused",
+            seq_len=data["seq_len"],
+            document_mask=data["document_mask"],
+            packing=data.get("packing", "stream"),
+        ),
         dataset_paths=dataset_paths(data),
         step=info.step,
         run_directory=run_directory,
@@ -167,7 +172,13 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str, *, answers_only: bo
     check_tokenizer(loaded, dataset)
     if answers_only is None:
         answers_only = loaded.answers_only and dataset.chat_template is not None
-    sequences = ValidationSequences(dataset, loaded.data.seq_len, loaded.data.document_mask, answers_only=answers_only)
+    sequences = ValidationSequences(
+        dataset,
+        loaded.data.seq_len,
+        loaded.data.document_mask,
+        answers_only=answers_only,
+        packing=loaded.data.packing,
+    )
     if len(sequences) == 0:
         raise DatasetError(
             f"dataset {dataset.directory} has no validation documents. Build it with validation_fraction above 0."

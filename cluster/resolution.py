@@ -86,7 +86,7 @@ def model_of_run(config: RunConfig, dataset: Dataset) -> ModelConfig:
 
 def masks_documents(data: DataConfig) -> bool:
     """Whether rows hold documents that must not see each other."""
-    return data.document_mask and data.packing == "stream"
+    return data.document_mask and data.packing != "examples"
 
 
 def attention_of(config: RunConfig, device: str, precision: Precision) -> ResolvedAttention:

@@ -251,9 +251,11 @@ class DataConfig:
     """Tokens T in one sequence."""
     document_mask: bool = True
     """Keep attention and targets within a document; false lets them cross."""
-    packing: Literal["stream", "documents"] = "stream"
-    """`stream`: sequences are cut from the stream of documents at stride seq_len, each token is a target once.
-    `documents`: each document is a sequence, cut at seq_len, for tasks that judge documents."""
+    packing: Literal["stream", "documents", "examples"] = "stream"
+    """`stream` cuts sequences from the stream of documents at stride seq_len: each token is a target once, and nothing
+    is padded. `documents` fills each with as many whole neighbours as fit, and pads the rest; only documents that are
+    longer are cut. So an answer is learned after its question, and not in another sequence. `examples` takes each
+    document by itself and cuts off what is longer, for tasks that learn labels."""
     class_weights: Literal["none", "balanced"] = "none"
     """What a label counts in the loss: 1, or, `balanced`, labels / (classes x labels of its class), so that all classes
     count alike."""
@@ -271,9 +273,9 @@ class DataConfig:
         for name in ("seq_len", "shuffle_block_sequences"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, and must be above 0.")
-        if self.class_weights != "none" and self.packing != "documents":
+        if self.class_weights != "none" and self.packing != "examples":
             raise ValueError(
-                f"class_weights is {self.class_weights} and packing {self.packing}: a stream of text has no classes. "
+                f"class_weights is {self.class_weights} and packing {self.packing}: text has no classes. "
                 "Leave class_weights out."
             )
         if self.begins_after_step < 0:

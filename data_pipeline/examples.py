@@ -13,6 +13,7 @@ from data_pipeline.errors import DatasetError
 from data_pipeline.labels import NO_LABEL
 from data_pipeline.manifest import LabelsRecord
 from data_pipeline.plan import DataPlan
+from data_pipeline.rows import ExampleRows
 from data_pipeline.sequences import Batch, TrainingSequences
 from data_pipeline.skip_ledger import SkipLedger
 
@@ -43,22 +44,14 @@ class Examples:
         self.labels = dataset.labels
         self.seq_len = seq_len
         self._stream = dataset.split(split)
-        lengths = self._stream.document_lengths()
-        self._starts = np.cumsum(np.concatenate(([0], lengths[:-1]))) if len(lengths) else lengths
-        self.document_lengths = lengths
-        """Tokens of each document, BOS and EOS counted. Shape: (documents,)."""
-        self.lengths: Int64Array = np.minimum(lengths, seq_len)
+        self._rows = ExampleRows(self._stream, seq_len)
+        self.lengths = self._rows.lengths
         """Tokens of each row. Shape: (documents,)."""
         self._class_weights = _balanced(dataset, self.labels) if balanced else None
         self._column: Any = None
 
     def __len__(self) -> int:
         return len(self.lengths)
-
-    @property
-    def cut(self) -> int:
-        """Documents that are longer than a row."""
-        return int((self.document_lengths > self.seq_len).sum())
 
     def read(self, indices: npt.ArrayLike) -> Batch:
         """Reads documents by number, -1 for a padding row.
@@ -75,9 +68,10 @@ class Examples:
         """Tokens of a document, cut, and its label as it is stored; of words one for each token that is kept."""
         if not 0 <= index < len(self):
             raise IndexError(f"Document {index} was asked for; there are {len(self)}, counted from 0.")
-        start, length = int(self._starts[index]), int(self.lengths[index])
+        (start,), (stop,) = self._rows.bounds(np.array([index]))
         label = self._labels[index]
-        return self._stream.read(start, start + length), label[:length] if self.labels.kind == "token_class" else label
+        tokens = self._stream.read(int(start), int(stop))
+        return tokens, label[: len(tokens)] if self.labels.kind == "token_class" else label
 
     def assemble(self, rows: list[tuple[npt.NDArray[Any], Any] | None], sample_index: Int64Array) -> Batch:
         """Puts rows beside each other.
@@ -181,7 +175,7 @@ class TrainingExamples:
 
 def training_data(plan: DataPlan) -> TrainingSequences | TrainingExamples:
     """What a plan trains on, as its packing says."""
-    return TrainingExamples(plan) if plan.config.packing == "documents" else TrainingSequences(plan)
+    return TrainingExamples(plan) if plan.config.packing == "examples" else TrainingSequences(plan)
 
 
 def _balanced(dataset: Dataset, labels: LabelsRecord) -> npt.NDArray[np.float32]:

@@ -97,6 +97,11 @@ class SequenceOrder:
         segment = self.segments[int(np.searchsorted(self._starts, position, side="right")) - 1]
         return segment.consumed(position - segment.start)
 
+    def rows_at(self, source: int, ordinals: Int64Array) -> Int64Array:
+        """Returns the rows of a source at ordinals. Shape: (B,)."""
+        epoch, position = np.divmod(ordinals, self.sources[source].rows)
+        return self._rows(self.sources[source], position, epoch)
+
     def _rows(self, source: SourceRows, position: Int64Array, epoch: Int64Array) -> Int64Array:
         row = np.empty_like(position)
         for number in np.unique(epoch).tolist():

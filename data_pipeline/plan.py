@@ -16,11 +16,11 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.errors import OrderError
 from data_pipeline.order import SequenceOrder, Shuffle, SourceRows
 from data_pipeline.publish import digest
+from data_pipeline.rows import Rows, cut_rows
 from data_pipeline.skip_ledger import SkipLedger
 
 Int64Array = npt.NDArray[np.int64]
 
-_LOOKED_UP = 1 << 20  # sequences at a time
 ORDER_VERSION = 1
 """Raised by every change of code that alters the order of sequences."""
 
@@ -43,8 +43,8 @@ class TrainingLedger:
     """Tokens that were targets in this epoch."""
     not_yet_used_tokens: int
     tail_tokens: int
-    """The stream's first token, which nothing predicts, and its end, too short for a row; where each document is a
-    sequence, what is cut off those that are too long."""
+    """What no sequence predicts: the stream's first token and its end, too short for a row; with packing `documents`
+    the first token of each sequence; with packing `examples` what is cut off documents that are too long."""
     skipped_tokens: int
     """Left out by healing in this epoch."""
 
@@ -97,9 +97,11 @@ class DataPlan:
         self.answers_only = answers_only
         if answers_only:
             _check_answers(self.datasets)
-        if config.packing == "documents":
+        if config.packing == "examples":
             _check_labels(self.datasets)
-        self.rows = _rows(self.datasets, config)
+        self.cuts = _cuts(self.datasets, config)
+        """Where the sequences of each dataset lie in its stream."""
+        self.rows = tuple(cuts.count for cuts in self.cuts)
         """Sequences in one epoch of each dataset."""
         weights = [
             float(rows if entry.weight is None else entry.weight)
@@ -193,17 +195,12 @@ class DataPlan:
         for start, stop in skips.intervals:
             if start < position:
                 begin, end = self.order.consumed(start), self.order.consumed(min(stop, position))
-                skipped += np.maximum(end, floors) - np.maximum(begin, floors)
-        if self.config.packing == "documents":
-            ledgers = tuple(
-                self._ledger_of_documents(number, position, int(floors[number]) // self.rows[number], skips)
-                for number in range(len(self.rows))
-            )
-        else:
-            ledgers = tuple(
-                self._ledger(number, int(reached[number]), int(reached[number] - floors[number]), int(skipped[number]))
-                for number in range(len(self.rows))
-            )
+                begin, end = np.maximum(begin, floors), np.maximum(end, floors)
+                skipped += [self._targets(number, begin[number], end[number]) for number in range(len(self.rows))]
+        ledgers = tuple(
+            self._ledger(number, int(reached[number]), int(floors[number]), int(skipped[number]))
+            for number in range(len(self.rows))
+        )
         for entry in ledgers:
             if problem := entry.problem():
                 raise OrderError(
@@ -222,45 +219,24 @@ class DataPlan:
             )
         return self.batch_sizes.through(step) - self.batch_sizes.through(before)
 
-    def _ledger(self, number: int, reached: int, in_epoch: int, skipped: int) -> TrainingLedger:
-        dataset, rows, length = self.datasets[number], self.rows[number], self.config.seq_len
-        train = dataset.split("train").tokens
+    def _targets(self, number: int, first: int, stop: int) -> int:
+        """Targets of the sequences of a dataset with the ordinals [first, stop)."""
+        if self.config.packing == "stream":
+            return int(stop - first) * self.config.seq_len
+        return self.cuts[number].targets_of(self.order.rows_at(number, np.arange(first, stop, dtype=np.int64)))
+
+    def _ledger(self, number: int, reached: int, floor: int, skipped: int) -> TrainingLedger:
+        dataset, targets = self.datasets[number], self.cuts[number].targets
+        train, in_epoch = dataset.split("train").tokens, self._targets(number, floor, reached)
         return TrainingLedger(
             dataset=dataset.name,
             dataset_tokens=dataset.manifest.tokens,
             train_tokens=train,
             validation_tokens=dataset.split("validation").tokens,
-            completed_epochs=reached // rows,
-            trained_tokens=(in_epoch - skipped) * length,
-            not_yet_used_tokens=(rows - in_epoch) * length,
-            tail_tokens=train - rows * length,
-            skipped_tokens=skipped * length,
-        )
-
-    def _ledger_of_documents(self, number: int, position: int, epoch: int, skips: SkipLedger) -> TrainingLedger:
-        """Documents differ in length, so those of the epoch are looked up; what is cut off them is the tail."""
-        dataset, limit = self.datasets[number], self.config.seq_len
-        whole = dataset.split("train").document_lengths()
-        lengths = np.minimum(whole, limit)
-        trained = skipped = met = 0
-        for start in range(0, position, _LOOKED_UP):
-            indices = np.arange(start, min(start + _LOOKED_UP, position), dtype=np.int64)
-            source, row, epochs = self.order.locate(indices)
-            mine = (source == number) & (epochs == epoch)
-            left_out = skips.contains(indices[mine])
-            tokens = lengths[row[mine]]
-            met += len(tokens)
-            trained += int(tokens[~left_out].sum())
-            skipped += int(tokens[left_out].sum())
-        return TrainingLedger(
-            dataset=dataset.name,
-            dataset_tokens=dataset.manifest.tokens,
-            train_tokens=int(whole.sum()),
-            validation_tokens=dataset.split("validation").tokens,
-            completed_epochs=epoch + (met == self.rows[number]),
-            trained_tokens=trained,
-            not_yet_used_tokens=int(lengths.sum()) - trained - skipped,
-            tail_tokens=int((whole - lengths).sum()),
+            completed_epochs=reached // self.rows[number],
+            trained_tokens=in_epoch - skipped,
+            not_yet_used_tokens=targets - in_epoch,
+            tail_tokens=train - targets,
             skipped_tokens=skipped,
         )
 
@@ -315,24 +291,15 @@ def _check_labels(datasets: Sequence[Dataset]) -> None:
             )
 
 
-def _rows(datasets: Sequence[Dataset], config: DataConfig) -> tuple[int, ...]:
-    if config.packing == "documents":
-        documents = tuple(dataset.split("train").documents for dataset in datasets)
-        for dataset, count in zip(datasets, documents, strict=True):
-            if count < 1:
-                raise OrderError(
-                    f"{dataset.directory} has no document to train on. Build it from more, or leave it out."
-                )
-        return documents
-    seq_len = config.seq_len
-    rows = tuple((dataset.split("train").tokens - 1) // seq_len for dataset in datasets)
-    for dataset, count in zip(datasets, rows, strict=True):
-        if count < 1:
+def _cuts(datasets: Sequence[Dataset], config: DataConfig) -> tuple[Rows, ...]:
+    cuts = tuple(cut_rows(dataset.split("train"), config.seq_len, config.packing) for dataset in datasets)
+    for dataset, rows in zip(datasets, cuts, strict=True):
+        if rows.count < 1:
             tokens = dataset.split("train").tokens
             raise OrderError(
-                f"data.seq_len is {seq_len}, but {dataset.directory} has only {tokens} train tokens: a "
+                f"data.seq_len is {config.seq_len}, but {dataset.directory} has only {tokens} train tokens: a "
                 "sequence reads "
                 f"seq_len + 1. The largest possible seq_len is {max(tokens - 1, 0)}; choose a smaller one "
                 "or more text."
             )
-    return rows
+    return cuts

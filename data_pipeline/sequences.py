@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from data_pipeline.dataset import Dataset
 from data_pipeline.plan import DataPlan
+from data_pipeline.rows import Packing, cut_rows
 from data_pipeline.skip_ledger import SkipLedger
 from data_pipeline.stream import TokenStream
 
@@ -76,16 +77,11 @@ class TrainingSequences:
         wanted = np.asarray(logical_indices, dtype=np.int64)
         real = np.flatnonzero(wanted >= 0)
         source, row, _ = self.plan.order.locate(wanted[real])
-        length = self.seq_len + 1
-        raw = np.zeros((len(wanted), length), dtype=self._streams[0].dtype)
-        answers = np.zeros((len(wanted), length), dtype=np.uint8) if self.plan.answers_only else None
+        stretches = _Stretches(len(wanted), self.seq_len, self._streams[0].dtype, self.plan.answers_only)
         for number in np.unique(source).tolist():
             mine = source == number
-            raw[real[mine]] = self._streams[number].rows(row[mine] * self.seq_len, length)
-            if answers is not None:
-                answers[real[mine]] = self._streams[number].answer_rows(row[mine] * self.seq_len, length)
-        valid = np.where(wanted >= 0, length, 0)
-        return _batch(raw, wanted, valid, self._streams[0].bos_id, self.plan.config.document_mask, answers)
+            stretches.fill(real[mine], self._streams[number], *self.plan.cuts[number].bounds(row[mine]))
+        return stretches.batch(wanted, self._streams[0].bos_id, self.plan.config.document_mask)
 
     def tokens_through(self, step: int, skips: SkipLedger) -> int:
         """Returns the tokens of all batches up to a step, whatever was left out between them."""
@@ -93,23 +89,33 @@ class TrainingSequences:
 
 
 class ValidationSequences:
-    """A validation split, cut like training, the shorter last row kept, so that every token is scored once.
+    """A validation split, cut like training, a shorter last row kept, so that every token is scored once.
 
     Args:
         dataset: The dataset.
         seq_len: Tokens of a row.
         document_mask: Keep targets within a document.
         answers_only: Score the tokens of answers alone, in a dataset of conversations.
+        packing: As in `DataConfig`.
     """
 
-    def __init__(self, dataset: Dataset, seq_len: int, document_mask: bool, *, answers_only: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        seq_len: int,
+        document_mask: bool,
+        *,
+        answers_only: bool = False,
+        packing: Packing = "stream",
+    ) -> None:
         self.stream = dataset.split("validation")
         self.seq_len = seq_len
         self.document_mask = document_mask
         self.answers_only = answers_only
+        self._cuts = cut_rows(self.stream, seq_len, packing, with_last=True)
 
     def __len__(self) -> int:
-        return -(-max(self.stream.tokens - 1, 0) // self.seq_len)
+        return self._cuts.count
 
     def read(self, indices: npt.ArrayLike) -> Batch:
         """Reads rows by number, -1 for a padding row. See `TrainingSequences.read`."""
@@ -118,20 +124,50 @@ class ValidationSequences:
             raise IndexError(
                 f"Validation row {int(wanted.max())} was asked for; there are {len(self)}, counted from 0."
             )
-        length = self.seq_len + 1
-        raw = np.zeros((len(wanted), length), dtype=self.stream.dtype)
-        valid = np.where(wanted >= 0, np.minimum(length, self.stream.tokens - wanted * self.seq_len), 0)
-        whole = np.flatnonzero(valid == length)
-        answers = np.zeros((len(wanted), length), dtype=np.uint8) if self.answers_only else None
-        raw[whole] = self.stream.rows(wanted[whole] * self.seq_len, length)
-        if answers is not None:
-            answers[whole] = self.stream.answer_rows(wanted[whole] * self.seq_len, length)
-        for row in np.flatnonzero((valid > 0) & (valid < length)).tolist():
-            start = int(wanted[row]) * self.seq_len
-            raw[row, : valid[row]] = self.stream.read(start, self.stream.tokens)
-            if answers is not None:
-                answers[row, : valid[row]] = self.stream.read_answers(start, self.stream.tokens)
-        return _batch(raw, wanted, valid, self.stream.bos_id, self.document_mask, answers)
+        real = np.flatnonzero(wanted >= 0)
+        stretches = _Stretches(len(wanted), self.seq_len, self.stream.dtype, self.answers_only)
+        stretches.fill(real, self.stream, *self._cuts.bounds(wanted[real]))
+        return stretches.batch(wanted, self.stream.bos_id, self.document_mask)
+
+
+class _Stretches:
+    """Tokens of the rows of a batch, and where answers alone count their answer masks; zeros where there is none.
+
+    Args:
+        rows: B.
+        seq_len: T.
+        dtype: Of the tokens.
+        with_answers: Whether answer masks are wanted.
+    """
+
+    def __init__(self, rows: int, seq_len: int, dtype: np.dtype[Any], with_answers: bool) -> None:
+        shape = (rows, seq_len + 1)
+        self.tokens = np.zeros(shape, dtype=dtype)
+        self.answers = np.zeros(shape, dtype=np.uint8) if with_answers else None
+        self.valid = np.zeros(rows, dtype=np.int64)
+
+    def fill(self, rows: Int64Array, stream: TokenStream, starts: Int64Array, stops: Int64Array) -> None:
+        """Reads the stretches [start, stop) of a stream into rows; shape of each argument: (rows,)."""
+        length = self.tokens.shape[1]
+        self.valid[rows] = stops - starts
+        whole = starts + length <= stream.tokens  # so much can be read, whether or not all of it is wanted
+        self.tokens[rows[whole]] = stream.rows(starts[whole], length)
+        if self.answers is not None:
+            self.answers[rows[whole]] = stream.answer_rows(starts[whole], length)
+        for row, start, stop in zip(
+            rows[~whole].tolist(), starts[~whole].tolist(), stops[~whole].tolist(), strict=True
+        ):
+            self.tokens[row, : stop - start] = stream.read(start, stop)
+            if self.answers is not None:
+                self.answers[row, : stop - start] = stream.read_answers(start, stop)
+        for row in rows[stops - starts < length].tolist():
+            self.tokens[row, self.valid[row] :] = 0
+            if self.answers is not None:
+                self.answers[row, self.valid[row] :] = 0
+
+    def batch(self, index: Int64Array, bos_id: int, document_mask: bool) -> Batch:
+        """Makes the batch of them; arguments as of `_batch`."""
+        return _batch(self.tokens, index, self.valid, bos_id, document_mask, self.answers)
 
 
 def _batch(

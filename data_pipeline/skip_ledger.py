@@ -71,14 +71,6 @@ class SkipLedger:
         """Returns how many indices below `position` are skipped."""
         return sum(min(stop, position) - start for start, stop in self.intervals if start < position)
 
-    def contains(self, logical: npt.ArrayLike) -> npt.NDArray[np.bool_]:
-        """Returns which logical indices are skipped. Any shape."""
-        edges = np.array(self.intervals, dtype=np.int64).reshape(-1)
-        inside: npt.NDArray[np.bool_] = (
-            np.searchsorted(edges, np.asarray(logical, dtype=np.int64), side="right") % 2 == 1
-        )
-        return inside
-
     def to_json(self) -> list[list[int]]:
         """Returns the intervals as JSON lists."""
         return [[start, stop] for start, stop in self.intervals]

@@ -35,7 +35,7 @@ class TracedSequence:
     row: int
     """Sequence of the dataset, counted along its stream."""
     parts: tuple[TracedPart, ...]
-    """In the order of the stream; their tokens are the `seq_len + 1` that the sequence reads, or one document."""
+    """In the order of the stream; their tokens are those that the sequence reads."""
 
 
 def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[TracedSequence, ...]:
@@ -63,15 +63,6 @@ def trace_sequences(plan: DataPlan, logical_indices: Sequence[int]) -> tuple[Tra
     )
 
 
-def _stretch(plan: DataPlan, source: int, row: int) -> tuple[int, int]:
-    """The stream positions that a sequence reads."""
-    length = plan.config.seq_len
-    if plan.config.packing == "stream":
-        return row * length, (row + 1) * length + 1
-    place = plan.datasets[source].split("train").document(row)
-    return place.start, min(place.stop, place.start + length)
-
-
 def excerpt(dataset: Dataset, part: TracedPart, tokens: int) -> str:
     """Returns the text of the first so many tokens of a stretch; a character that is cut reads as U+FFFD.
 
@@ -81,6 +72,12 @@ def excerpt(dataset: Dataset, part: TracedPart, tokens: int) -> str:
     start = part.document.start + part.first_token
     ids = dataset.split("train").read(start, start + min(tokens, part.tokens))
     return dataset.tokenizer().decode(ids)
+
+
+def _stretch(plan: DataPlan, source: int, row: int) -> tuple[int, int]:
+    """The stream positions [start, stop) that a sequence reads."""
+    starts, stops = plan.cuts[source].bounds(np.array([row], dtype=np.int64))
+    return int(starts[0]), int(stops[0])
 
 
 def _parts(dataset: Dataset, start: int, stop: int) -> tuple[TracedPart, ...]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from data_pipeline.chat_template import ROLES, Turn
 from launcher.errors import UsageError
 
-_KEYS = ("prompt", "seed")
+_KEYS = ("prompt", "messages", "seed")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,16 +22,16 @@ class TextPrompt:
     """Of this prompt alone; None takes the seed of all."""
     chat: bool = False
     """Whether it is what a user says, which the model answers, instead of a text that it goes on with."""
-    system: str | None = None
-    """What the system says before it, in a chat."""
+    earlier: tuple[Turn, ...] = ()
+    """What was said before it, in a chat."""
 
 
 def read_prompts(path: Path) -> list[TextPrompt]:
     """Read the prompts of a file, in its order; blank lines are passed over.
 
     Args:
-        path: UTF-8. Where its name ends in .jsonl each line is an object with a `prompt` and, where wanted, a `seed`;
-            elsewhere each line is a prompt as it stands.
+        path: UTF-8. Where its name ends in .jsonl each line is an object with a `prompt`, or the `messages` of a chat
+            that the model is to answer, and, where wanted, a `seed`; elsewhere each line is a prompt as it stands.
 
     Raises:
         UsageError: It cannot be read, has no prompt, or a line is not what it should be.
@@ -56,15 +58,35 @@ def _from_json(line: str, where: str) -> TextPrompt:
             f"{where} is not JSON ({error}), and every line of a .jsonl file is one object. Mend the line, or give the "
             "file another ending if its lines are prompts as they stand."
         ) from error
-    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
+    if not isinstance(fields, dict) or not (isinstance(fields.get("prompt"), str) or "messages" in fields):
         raise UsageError(f'{where} has no `prompt` that is a text. Write it as {{"prompt": "Once upon a time"}}.')
     unknown = [key for key in fields if key not in _KEYS]
     if unknown:
         raise UsageError(
-            f"{where} has the key {unknown[0]!r}, which would be ignored. Remove it: a prompt has "
-            f"{' and '.join(_KEYS)}."
+            f"{where} has the key {unknown[0]!r}, which would be ignored. Remove it: a line has prompt or "
+            "messages, and seed."
         )
     seed = fields.get("seed")
     if seed is not None and type(seed) is not int:
         raise UsageError(f"{where}: seed is {seed!r}, and must be a whole number. Change it, or leave it out.")
-    return TextPrompt(text=fields["prompt"], seed=seed)
+    if "messages" not in fields:
+        return TextPrompt(text=fields["prompt"], seed=seed)
+    if "prompt" in fields:
+        raise UsageError(f"{where} has a `prompt` and `messages`. Leave one of them out.")
+    *earlier, last = _turns(fields["messages"], where)
+    return TextPrompt(text=last.content, seed=seed, chat=True, earlier=tuple(earlier))
+
+
+def _turns(messages: Any, where: str) -> list[Turn]:
+    """The turns of a chat, the last of which is the user's."""
+    if not isinstance(messages, list) or not all(
+        isinstance(each, dict) and each.get("role") in ROLES and isinstance(each.get("content"), str)
+        for each in messages
+    ):
+        raise UsageError(
+            f"{where}: messages are no list of {{role, content}} with the roles {', '.join(ROLES)}. Write them as "
+            '{"messages": [{"role": "user", "content": "Who are you?"}]}.'
+        )
+    if not messages or messages[-1]["role"] != "user":
+        raise UsageError(f"{where}: the last of the messages is not the user's, and that is answered. Add one.")
+    return [Turn(each["role"], each["content"]) for each in messages]

@@ -187,7 +187,7 @@ def _seed(prompt: TextPrompt, sampling: SamplingConfig) -> int:
 
 def _encoded(prompt: TextPrompt, loaded: LoadedModel) -> list[int]:
     tokenizer = loaded.tokenizer
-    for text in (prompt.text, prompt.system or ""):
+    for text in (prompt.text, *(turn.content for turn in prompt.earlier)):
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -204,8 +204,7 @@ def _encoded(prompt: TextPrompt, loaded: LoadedModel) -> list[int]:
     from data_pipeline.chat_template import Turn
     from data_pipeline.chat_tokens import encode_prompt
 
-    said = [] if prompt.system is None else [Turn("system", prompt.system)]
-    return encode_prompt(tokenizer, loaded.chat_template, [*said, Turn("user", prompt.text)])
+    return encode_prompt(tokenizer, loaded.chat_template, [*prompt.earlier, Turn("user", prompt.text)])
 
 
 def _stop_tokens(stops: Stops, tokenizer: Tokenizer) -> list[int]:

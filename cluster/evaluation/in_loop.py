@@ -133,7 +133,9 @@ def evaluate(
 def validation_of(dataset: Dataset, config: RunConfig) -> ValidationSequences:
     """The validation split of a dataset, cut and weighted as a run's data are."""
     data = config.data
-    return ValidationSequences(dataset, data.seq_len, data.document_mask, answers_only=config.answers_only)
+    return ValidationSequences(
+        dataset, data.seq_len, data.document_mask, answers_only=config.answers_only, packing=data.packing
+    )
 
 
 def evaluated_names(datasets: Sequence[Dataset], config: RunConfig) -> tuple[str, ...]:

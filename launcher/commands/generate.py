@@ -42,7 +42,7 @@ def generate(
         Path | None,
         typer.Option(
             metavar="FILE",
-            help='File with a prompt a line; in a .jsonl file an object with "prompt" and, where wanted, "seed".',
+            help='File with a prompt a line; in a .jsonl file an object with "prompt" or, with --chat, "messages".',
             show_default=False,
         ),
     ] = None,
@@ -105,7 +105,9 @@ def generate(
     stops = Stops(texts=tuple(stop or ()), tokens=tuple(stop_token or ()))
     if system is not None and not chat:
         raise UsageError("--system is part of a chat. Give --chat too, or leave it out.")
-    asked = [replace(each, chat=chat, system=system) for each in _asked(prompt, prompts)]
+    asked = [_in_chat(each, system) if chat else each for each in _asked(prompt, prompts)]
+    if not chat and any(each.chat for each in asked):
+        raise UsageError(f"--prompts {prompts}: messages are those of a chat. Give --chat too, or write prompts.")
     require_run_or_checkpoint(run_or_checkpoint)
 
     from llm.errors import GenerationError
@@ -134,6 +136,14 @@ def generate(
         _print_texts(continue_texts(loaded, asked, sampling, stops, batch_size=batch_size), asked)
     else:
         _stream(continue_text(loaded, asked[0], sampling, stops), asked[0])
+
+
+def _in_chat(prompt: TextPrompt, system: str | None) -> TextPrompt:
+    """The prompt as a user's turn, after what the system says."""
+    from data_pipeline.chat_template import Turn
+
+    before = () if system is None else (Turn("system", system),)
+    return replace(prompt, chat=True, earlier=(*before, *prompt.earlier))
 
 
 def _asked(prompt: list[str] | None, prompts: Path | None) -> list[TextPrompt]:

@@ -64,7 +64,7 @@ def test_recipe_shows_what_the_system_is_for(name: str) -> None:
 def test_recipe_states_no_model_when_it_is_to_begin_with_given_weights(name: str) -> None:
     config = _resolved(name)
     assert config.task == "instruction"
-    assert config.data.dataset == "sample:dialogues"
+    assert (config.data.dataset, config.data.packing) == ("sample:dialogues", "documents")
     assert "\nmodel:" not in read_config_text(name)[1]
 
 

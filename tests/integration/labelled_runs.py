@@ -76,7 +76,7 @@ def labelled_run(storage: Path, dataset: Path, kind: str, **changes: Any) -> Run
     config = replace(
         config,
         task=TASKS[kind],
-        data=replace(config.data, packing="documents", seq_len=48),
+        data=replace(config.data, packing="examples", seq_len=48),
         evaluation=replace(config.evaluation, max_sequences=None),
     )
     for key, value in changes.items():

@@ -45,7 +45,8 @@ STEPS = 10
 def tuning(storage: Path | str, chats: Path, trunk: RunConfig | None, **changes: Any) -> RunConfig:
     """A run that learns answers, from the weights of another where one is given."""
     steps = {"train__max_steps": STEPS, "checkpoint__every_steps": 4, "evaluation__every_steps": 5}
-    config = tiny_run(storage, chats, **{"name": "tuned", "task": "instruction", **steps, **changes})
+    task = {"name": "tuned", "task": "instruction", "data__packing": "documents"}
+    config = tiny_run(storage, chats, **{**task, **steps, **changes})
     if trunk is None:
         return config
     return replace(config, initialize_from=str(Path(trunk.storage) / trunk.name), model=trunk.model)
@@ -91,11 +92,11 @@ def tune_on_rank(topology: Topology, config: RunConfig) -> None:
 
 def mean_over_answers_by_hand(plan: DataPlan, model: Transformer, step: int) -> float:
     """Cross entropy over the answer tokens of a global batch, document by document, each without its neighbours."""
-    stream, length = plan.datasets[0].split("train"), plan.config.seq_len
+    stream = plan.datasets[0].split("train")
     _, row, _ = plan.order.locate(plan.batch_indices(step, SkipLedger()))
+    starts, stops = plan.cuts[0].bounds(row)
     losses: list[float] = []
-    for start in (row * length).tolist():
-        stop = start + length + 1
+    for start, stop in zip(starts.tolist(), stops.tolist(), strict=True):
         begins = [start, *[int(at) for at in stream.document_starts(start + 1, stop)], stop]
         for first, last in pairwise(begins):
             tokens = torch.from_numpy(stream.read(first, last).astype(np.int64))
@@ -108,11 +109,12 @@ def mean_over_answers_by_hand(plan: DataPlan, model: Transformer, step: int) -> 
     return sum(losses) / len(losses)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize(("world_size", "packing"), [(1, "stream"), (1, "documents"), (2, "documents"), (3, "stream")])
 def test_loss_of_a_step_is_the_mean_over_its_answer_tokens(
-    world_size: int, chats: Path, trunk: RunConfig, tmp_path: Path
+    world_size: int, packing: str, chats: Path, trunk: RunConfig, tmp_path: Path
 ) -> None:
-    config = tuning(tmp_path, chats, trunk, train__max_steps=1, train__global_batch_size=5)
+    changes = {"train__max_steps": 1, "train__global_batch_size": 5, "data__packing": packing}
+    config = tuning(tmp_path, chats, trunk, **changes)
     if world_size == 1:
         attempt_alone(config)
     else:
@@ -142,7 +144,8 @@ def test_losses_on_ranks_are_those_of_one_process(
 
 
 def test_training_goes_on_through_batches_without_an_answer(chats: Path, trunk: RunConfig, tmp_path: Path) -> None:
-    config = tuning(tmp_path, chats, trunk, data__seq_len=2, train__global_batch_size=2, evaluation__sample_tokens=0)
+    changes = {"data__seq_len": 2, "train__global_batch_size": 2, "evaluation__sample_tokens": 0}
+    config = tuning(tmp_path, chats, trunk, data__packing="stream", **changes)
     plan = open_plan(config)
     weights = [
         TrainingSequences(plan).read(plan.batch_indices(step, SkipLedger())).loss_weights.sum()

@@ -197,7 +197,7 @@ def test_dataset_without_labels_is_refused(dataset: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__packing": "stream"}, "task is regression and data.packing stream: this task takes documents"),
+        ({"data__packing": "stream"}, "task is regression and data.packing stream: this task takes examples"),
         ({"train__z_loss_coefficient": 0.1}, "it belongs to the logits of a language model"),
         ({"train__label_smoothing": 0.1}, "only one class of several can be smoothed"),
         ({"evaluation__prompts": ("a",)}, "a model that learns labels writes no text"),

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from data_pipeline.chat_template import Turn
 from launcher.cli import app
 from launcher.prompt_file import TextPrompt
 from launcher.text_stream import Written
@@ -128,4 +129,16 @@ def test_answer_alone_is_printed_when_it_is_a_chat(asked: list[dict[str, Any]]) 
 def test_question_and_answer_follow_each_other_when_there_are_several(asked: list[dict[str, Any]]) -> None:
     result = run("--prompt", "Emma", "--prompt", "no", "--chat", "--system", "Be brief.")
     assert result.stdout == "[1 of 2, ended by stop_text]\nEmma\nammE\n\n[2 of 2, ended by stop_text]\nno\non\n\n"
-    assert asked[0]["prompts"][1] == TextPrompt(text="no", chat=True, system="Be brief.")
+    assert asked[0]["prompts"][1] == TextPrompt(text="no", chat=True, earlier=(Turn("system", "Be brief."),))
+
+
+def test_chat_of_a_file_is_answered_after_what_was_said(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    said = [("user", "Hi"), ("assistant", "Hello"), ("user", "Emma")]
+    messages = [{"role": role, "content": content} for role, content in said]
+    (tmp_path / "chats.jsonl").write_text(json.dumps({"messages": messages}))
+    assert run("--prompts", str(tmp_path / "chats.jsonl"), "--chat").stdout == "ammE\n"
+    earlier = (Turn("user", "Hi"), Turn("assistant", "Hello"))
+    assert asked[0]["prompts"] == [TextPrompt(text="Emma", chat=True, earlier=earlier)]
+    refused = run("--prompts", str(tmp_path / "chats.jsonl"))
+    assert refused.exit_code == 2
+    assert "messages are those of a chat. Give --chat too, or write prompts." in refused.stderr

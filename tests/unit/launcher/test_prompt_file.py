@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from data_pipeline.chat_template import Turn
 from launcher.errors import UsageError
 from launcher.prompt_file import TextPrompt, read_prompts
 
@@ -20,6 +22,14 @@ def test_prompts_are_those_of_the_objects_when_the_file_is_json_lines(tmp_path: 
     path = tmp_path / "prompts.jsonl"
     path.write_text('{"prompt": "two\\nlines", "seed": 7}\n\n{"prompt": ""}\n')
     assert read_prompts(path) == [TextPrompt(text="two\nlines", seed=7), TextPrompt(text="")]
+
+
+def test_last_of_messages_is_the_prompt_and_the_others_come_before(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    messages = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    path.write_text(json.dumps({"messages": messages, "seed": 3}))
+    earlier = (Turn("system", "s"), Turn("user", "u"), Turn("assistant", "a"))
+    assert read_prompts(path) == [TextPrompt(text="u", seed=3, chat=True, earlier=earlier)]
 
 
 @pytest.mark.parametrize(
@@ -48,13 +58,29 @@ def test_prompts_are_those_of_the_objects_when_the_file_is_json_lines(tmp_path: 
         (
             "p.jsonl",
             b'{"prompt": "a", "temperature": 1}\n',
-            "--prompts {path}, line 1 has the key 'temperature', which would be ignored. Remove it: a prompt has "
-            "prompt and seed.",
+            "--prompts {path}, line 1 has the key 'temperature', which would be ignored. Remove it: a line has "
+            "prompt or messages, and seed.",
         ),
         (
             "p.jsonl",
             b'{"prompt": "a", "seed": 1.5}\n',
             "--prompts {path}, line 1: seed is 1.5, and must be a whole number. Change it, or leave it out.",
+        ),
+        (
+            "p.jsonl",
+            b'{"prompt": "a", "messages": []}\n',
+            "--prompts {path}, line 1 has a `prompt` and `messages`. Leave one of them out.",
+        ),
+        (
+            "p.jsonl",
+            b'{"messages": [{"role": "bot", "content": "a"}]}\n',
+            "--prompts {path}, line 1: messages are no list of {{role, content}} with the roles system, user, "
+            'assistant. Write them as {{"messages": [{{"role": "user", "content": "Who are you?"}}]}}.',
+        ),
+        (
+            "p.jsonl",
+            b'{"messages": [{"role": "assistant", "content": "a"}]}\n',
+            "--prompts {path}, line 1: the last of the messages is not the user's, and that is answered. Add one.",
         ),
     ],
 )

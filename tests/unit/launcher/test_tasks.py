@@ -19,8 +19,8 @@ USE_FINETUNE = (
 )
 USE_PRETRAIN = (
     "task is pretrain, and `finetune` trains the tasks instruction, sequence_classification, "
-    "multi_label_classification, regression, token_classification. Set task to one of them, or use `longhaul pretrain`, "
-    "which learns every token of the data."
+    "multi_label_classification, regression, token_classification. Set task to one of them, or use "
+    "`longhaul pretrain`, which learns every token of the data."
 )
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.inference import LoadedModel
-from data_pipeline.chat_template import ChatTemplate
+from data_pipeline.chat_template import ChatTemplate, Turn
 from data_pipeline.config import DataConfig, TokenizerTrainingConfig
 from data_pipeline.tokenizer import train_tokenizer
 from launcher.errors import UsageError
@@ -151,7 +151,8 @@ def chatting(loaded: LoadedModel) -> LoadedModel:
 def test_question_goes_through_the_template_when_it_is_a_chat(system: str | None, chatting: LoadedModel) -> None:
     before = "" if system is None else f"S:\n{system}\n"
     plain = TextPrompt(text=f"{before}Q:\nShe\nA:\n")
-    asked = TextPrompt(text="She", chat=True, system=system)
+    earlier = () if system is None else (Turn("system", system),)
+    asked = TextPrompt(text="She", chat=True, earlier=earlier)
     answer = "".join(continue_text(chatting, asked, SAMPLING))
     assert answer == "".join(continue_text(chatting, plain, SAMPLING))
     (batched,) = continue_texts(chatting, [asked], SAMPLING, batch_size=1)
