@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from cluster.batches import to_device
@@ -21,7 +22,6 @@ from cluster.checkpoint import (
 )
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.errors import RunNotFoundError, StorageError
-from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
 from cluster.storage.check import account_of
@@ -32,10 +32,20 @@ from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
 from data_pipeline.sequences import ValidationSequences
+from data_pipeline.stream import TokenStream
 from data_pipeline.tokenizer import Tokenizer
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
 from llm.errors import AttentionBackendError, ModelError
+from llm.metrics.language import NOTHING, TokenSums, token_sums
+from llm.scoring import (
+    TargetScores,
+    continuation_passage,
+    score_passages,
+    score_targets,
+    sliding_windows,
+    window_passages,
+)
 from llm.transformer import Transformer, attention_needs
 
 logger = logging.getLogger(__name__)
@@ -53,6 +63,11 @@ class LoadedModel:
     dataset_paths: tuple[str, ...]
     step: int
     run_directory: StoragePath
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens read at once at most: what the model allows, or where it sets no limit the length trained with."""
+        return self.model.config.max_position_embeddings or self.data.seq_len
 
 
 def load_run(reference: str, device: str = "cpu") -> LoadedModel:
@@ -125,12 +140,13 @@ def _attention(config: ModelConfig, device: str) -> str:
         return attention
 
 
-def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]:
-    """Mean cross entropy over the validation split of a dataset.
+def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, Any]:
+    """How well the validation split of a dataset is predicted, in the rows of training; every token counts once.
 
     Returns:
-        loss (nats per token), perplexity, tokens (targets scored), total_tokens (of the split: the first of each
-        document, or without `document_mask` of the split, is predicted from nothing and so not scored).
+        The figures of `TokenSums` over all sources; total_tokens (of the split: the first of each document, or without
+        `document_mask` of the split, is predicted from nothing and so not scored); and in `sources` the figures of each
+        of them, with its name in `source`. Sums of the sources add up to those of the whole.
 
     Raises:
         DatasetError: The dataset was built with another tokenizer, or has no validation split.
@@ -147,43 +163,102 @@ def evaluate_dataset(loaded: LoadedModel, dataset_path: str) -> dict[str, float]
         raise DatasetError(
             f"dataset {dataset.directory} has no validation documents. Build it with validation_fraction above 0."
         )
-    loss_sum = weight_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(sequences), _ROWS):
-            indices = np.arange(start, min(start + _ROWS, len(sequences)))
-            batch = to_device(sequences.read(indices), _device(loaded))
-            documents = batch.document_ids if loaded.data.document_mask else None
-            sums = loaded.model(batch.tokens, batch.targets, batch.loss_weights, documents)
-            loss_sum += sums.loss_sum.double().item()
-            weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum, sequences.stream.tokens)
+    names = [source.name for source in dataset.manifest.sources]
+    sums = _sums_by_source(loaded, sequences, names)
+    return {
+        **_figures(sum(sums, NOTHING)),
+        "total_tokens": sequences.stream.tokens,
+        "sources": [{"source": name, **each.figures()} for name, each in zip(names, sums, strict=True)],
+    }
 
 
-def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
-    """Mean cross entropy of a text as one document, cut into sequences of the length trained with.
+def _sums_by_source(loaded: LoadedModel, sequences: ValidationSequences, names: Sequence[str]) -> list[TokenSums]:
+    """Sums over the targets and bytes of each source."""
+    stream = sequences.stream
+    starts = stream.document_starts(0, stream.tokens)
+    number = {name: index for index, name in enumerate(names)}
+    source_of_document = np.array([number[name] for name in stream.document_sources()], dtype=np.int64)
+    sums = [
+        replace(NOTHING, utf8_bytes=size)
+        for size in _bytes_by_source(stream, loaded.tokenizer, source_of_document, len(names))
+    ]
+    columns = np.arange(1, sequences.seq_len + 1)
+    for start in range(0, len(sequences), _ROWS):
+        indices = np.arange(start, min(start + _ROWS, len(sequences)))
+        rows = sequences.read(indices)
+        batch = to_device(rows, _device(loaded))
+        documents = batch.document_ids if loaded.data.document_mask else None
+        scores = score_targets(loaded.model, batch.tokens, batch.targets, batch.loss_weights > 0, documents)
+        positions = (indices[:, None] * sequences.seq_len + columns)[rows.loss_weights > 0]
+        documents_of = np.searchsorted(starts, positions, side="right") - 1
+        found = token_sums(scores.losses, scores.ranks, source_of_document[documents_of], len(names))
+        sums = [one + other for one, other in zip(sums, found, strict=True)]
+    return sums
+
+
+def _bytes_by_source(
+    stream: TokenStream, tokenizer: Tokenizer, source_of_document: npt.NDArray[np.int64], sources: int
+) -> list[int]:
+    """UTF-8 bytes of the text that the documents of each source spell; a shard has no text to count."""
+    totals = [0] * sources
+    ends = np.cumsum(stream.document_lengths()).tolist()
+    for start, end, source in zip([0, *ends[:-1]], ends, source_of_document.tolist(), strict=True):
+        totals[source] += len(tokenizer.decode(stream.read(start, end)).encode())
+    return totals
+
+
+def evaluate_text(loaded: LoadedModel, text: str, stride: int | None = None) -> dict[str, Any]:
+    """How well a text is predicted as one document, in windows of the length trained with.
+
+    Args:
+        loaded: Model and its tokenizer.
+        text: The text.
+        stride: Tokens by which the next window begins later; None lets windows not overlap. A smaller one gives more
+            tokens a long context, for seq_len / stride times the work.
 
     Returns:
-        loss (nats per token), perplexity, tokens (targets scored, the end of the document included), total_tokens
-        (with the beginning of the document, which is not scored).
+        The figures of `TokenSums`, the end of the document among the tokens; total_tokens (with the beginning of the
+        document, which is not scored); context_tokens of a window; stride_tokens.
+
+    Raises:
+        ScoringError: The stride is none for windows of this length.
     """
     tokenizer, length = loaded.tokenizer, loaded.data.seq_len
-    tokens = [tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)), tokenizer.eos_id]
-    loss_sum = weight_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(tokens) - 1, length):
-            window = torch.tensor([tokens[start : start + length + 1]], device=_device(loaded))
-            inputs, targets = window[:, :-1], window[:, 1:]
-            sums = loaded.model(inputs, targets, torch.ones_like(targets, dtype=torch.float32))
-            loss_sum += sums.loss_sum.double().item()
-            weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum, len(tokens))
+    stride = length if stride is None else stride
+    tokens = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=np.int64)
+    passages = window_passages(tokens, sliding_windows(len(tokens), length, stride))
+    sums = replace(NOTHING, utf8_bytes=len(text.encode()))
+    for scores in score_passages(loaded.model, passages, batch_tokens=_ROWS * length):
+        sums += token_sums(scores.losses, scores.ranks, np.zeros_like(scores.ranks), 1)[0]
+    return {
+        **_figures(sums),
+        "total_tokens": len(tokens),
+        "context_tokens": length,
+        "stride_tokens": stride,
+    }
 
 
-def _figures(loss_sum: float, weight_sum: float, total_tokens: int) -> dict[str, float]:
-    if weight_sum == 0:
+def score_continuations(
+    loaded: LoadedModel, pairs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[TargetScores]:
+    """How likely each continuation is after its context, in the order of the pairs.
+
+    Args:
+        loaded: Model.
+        pairs: Token ids of context and continuation, at least one of either; a context that leaves its continuation no
+            room in `loaded.context_tokens` loses its beginning.
+
+    Raises:
+        ScoringError: A continuation is empty, or does not fit whole.
+    """
+    passages = [continuation_passage(*pair, loaded.context_tokens) for pair in pairs]
+    return score_passages(loaded.model, passages, batch_tokens=_ROWS * loaded.data.seq_len)
+
+
+def _figures(sums: TokenSums) -> dict[str, Any]:
+    if sums.targets == 0:
         raise ModelError("there is no token to score: the text is empty. Give a longer one.")
-    loss = loss_sum / weight_sum
-    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(weight_sum), "total_tokens": total_tokens}
+    return sums.figures()
 
 
 def _device(loaded: LoadedModel) -> str:

@@ -126,6 +126,11 @@ class TokenStream:
         lengths = [np.diff(shard.offsets(segment)) for shard, segment in self._segments]
         return np.concatenate(lengths) if lengths else np.empty(0, dtype=np.int64)
 
+    def document_sources(self) -> list[str]:
+        """Returns the name of the source of every document, in order."""
+        columns = (shard.names(number)[1] for shard in self.shards for number in range(len(shard.record.segments)))
+        return [source for column in columns for source in column.to_pylist()]
+
     def documents_at(self, positions: npt.ArrayLike) -> list[DocumentPlace]:
         """Returns the document that each stream position belongs to."""
         places = []
