@@ -230,6 +230,11 @@ class Tokenizer:
         starts = [0, *ends[:-1]]
         return [_joined(encoded[start:end]) for start, end in zip(starts, ends, strict=True)]
 
+    def piece(self, token: int) -> str:
+        """Returns the name of a piece, as the vocabulary spells it."""
+        name: str = self._processor.IdToPiece(token)
+        return name
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Returns the text of token ids; control pieces give nothing."""
         text: str = self._processor.Decode(np.asarray(ids, dtype=np.int64).tolist())
