@@ -188,8 +188,9 @@ def _sums_by_source(loaded: LoadedModel, sequences: ValidationSequences, names: 
         rows = sequences.read(indices)
         batch = to_device(rows, _device(loaded))
         documents = batch.document_ids if loaded.data.document_mask else None
-        scores = score_targets(loaded.model, batch.tokens, batch.targets, batch.loss_weights > 0, documents)
-        positions = (indices[:, None] * sequences.seq_len + columns)[rows.loss_weights > 0]
+        places = torch.nonzero(batch.loss_weights, as_tuple=True)
+        scores = score_targets(loaded.model, batch.tokens, places, batch.targets[places], documents)
+        positions = (indices[:, None] * sequences.seq_len + columns)[rows.loss_weights != 0]
         documents_of = np.searchsorted(starts, positions, side="right") - 1
         found = token_sums(scores.losses, scores.ranks, source_of_document[documents_of], len(names))
         sums = [one + other for one, other in zip(sums, found, strict=True)]
@@ -225,11 +226,13 @@ def evaluate_text(loaded: LoadedModel, text: str, stride: int | None = None) -> 
     """
     tokenizer, length = loaded.tokenizer, loaded.data.seq_len
     stride = length if stride is None else stride
-    tokens = np.array([tokenizer.bos_id, *tokenizer.encode(text), tokenizer.eos_id], dtype=np.int64)
-    passages = window_passages(tokens, sliding_windows(len(tokens), length, stride))
+    tokens = np.concatenate(([tokenizer.bos_id], tokenizer.encode(text), [tokenizer.eos_id]))
+    windows = sliding_windows(len(tokens), length, stride)
     sums = replace(NOTHING, utf8_bytes=len(text.encode()))
-    for scores in score_passages(loaded.model, passages, batch_tokens=_ROWS * length):
-        sums += token_sums(scores.losses, scores.ranks, np.zeros_like(scores.ranks), 1)[0]
+    for start in range(0, len(windows), _ROWS):
+        passages = window_passages(tokens, windows[start : start + _ROWS])
+        for scores in score_passages(loaded.model, passages, batch_tokens=_ROWS * length):
+            sums += token_sums(scores.losses, scores.ranks, np.zeros_like(scores.ranks), 1)[0]
     return {
         **_figures(sums),
         "total_tokens": len(tokens),

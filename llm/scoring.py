@@ -144,66 +144,81 @@ def score_passages(model: Transformer, passages: Sequence[Passage], *, batch_tok
 
     Args:
         model: A whole model; its parameters say on which device the work is done.
-        passages: In any order.
+        passages: In any order. Those that differ in the last token alone are read once, as choices of one token are.
         batch_tokens: Positions of a batch at most, padding among them; one passage always goes.
 
     Returns:
         In the order of the passages.
     """
-    scores: list[TargetScores | None] = [None] * len(passages)
+    scores: dict[int, TargetScores] = {}
     device = model.model.embed_tokens.weight.device
-    for numbers in _batches(passages, batch_tokens):
-        rows = [passages[number] for number in numbers]
-        T = max(len(passage.tokens) for passage in rows) - 1
-        tokens_BT, targets_BT = np.zeros((len(rows), T), np.int64), np.zeros((len(rows), T), np.int64)
-        scored_BT = np.zeros((len(rows), T), np.bool_)
-        for row, passage in enumerate(rows):
-            read = len(passage.tokens) - 1
-            tokens_BT[row, :read], targets_BT[row, :read] = passage.tokens[:-1], passage.tokens[1:]
-            scored_BT[row, read - passage.scored : read] = True
-        # padding follows the text, so that causal attention keeps it from what is scored
-        arrays = (torch.from_numpy(array).to(device) for array in (tokens_BT, targets_BT, scored_BT))
-        found = score_targets(model, *arrays)
-        ends = np.cumsum([passage.scored for passage in rows])[:-1]
+    for rows in _batches(_rows(passages), batch_tokens):
+        numbers = [number for row in rows for number in row.passages]
+        tokens_BT, *places, targets_N = (torch.from_numpy(array).to(device) for array in _arrays(rows, passages))
+        found = score_targets(model, tokens_BT, places, targets_N)
+        ends = np.cumsum([passages[number].scored for number in numbers])[:-1]
         parts = zip(np.split(found.losses, ends), np.split(found.ranks, ends), strict=True)
-        for number, (losses_N, ranks_N) in zip(numbers, parts, strict=True):
-            scores[number] = TargetScores(losses_N, ranks_N)
-    return [each for each in scores if each is not None]
+        scores |= {number: TargetScores(*part) for number, part in zip(numbers, parts, strict=True)}
+    return [scores[number] for number in range(len(passages))]
 
 
-def _batches(passages: Sequence[Passage], batch_tokens: int) -> Iterator[list[int]]:
-    """Numbers of the passages that go together, the longest first: what memory does not bear fails at once."""
-    order = sorted(range(len(passages)), key=lambda number: -len(passages[number].tokens))
+class _Row(NamedTuple):
+    """What is read at once."""
+
+    read: NDArray[np.int64]
+    passages: list[int]
+    """Numbers of those that read it."""
+
+
+def _rows(passages: Sequence[Passage]) -> list[_Row]:
+    """Everything that is read, once each, the longest first: what memory does not bear fails at once."""
+    rows: dict[bytes, _Row] = {}
+    for number, passage in enumerate(passages):
+        read = np.asarray(passage.tokens[:-1], dtype=np.int64)
+        rows.setdefault(read.tobytes(), _Row(read, [])).passages.append(number)
+    return sorted(rows.values(), key=lambda row: -len(row.read))
+
+
+def _batches(rows: Sequence[_Row], batch_tokens: int) -> Iterator[Sequence[_Row]]:
     start = 0
-    while start < len(order):
-        longest = len(passages[order[start]].tokens) - 1
-        rows = max(1, batch_tokens // longest)
-        yield order[start : start + rows]
-        start += rows
+    while start < len(rows):
+        count = max(1, batch_tokens // len(rows[start].read))
+        yield rows[start : start + count]
+        start += count
+
+
+def _arrays(rows: Sequence[_Row], passages: Sequence[Passage]) -> list[NDArray[np.int64]]:
+    """Tokens of a batch; row and column of the token that each target follows; the targets, row after row."""
+    tokens_BT = np.zeros((len(rows), len(rows[0].read)), np.int64)
+    row_N, column_N, targets_N = [], [], []
+    for index, (read, numbers) in enumerate(rows):
+        tokens_BT[index, : len(read)] = read  # padding comes after: causal attention keeps it from what is scored
+        for tokens, scored in (passages[number] for number in numbers):
+            row_N.append(np.full(scored, index))
+            column_N.append(np.arange(len(read) - scored, len(read)))
+            targets_N.append(np.asarray(tokens[-scored:], dtype=np.int64))
+    return [tokens_BT, np.concatenate(row_N), np.concatenate(column_N), np.concatenate(targets_N)]
 
 
 @torch.inference_mode()
 def score_targets(
     model: Transformer,
     tokens_BT: Tensor,
-    targets_BT: Tensor,
-    scored_BT: Tensor,
+    places: Sequence[Tensor],
+    targets_N: Tensor,
     document_ids_BT: Tensor | None = None,
 ) -> TargetScores:
-    """Loss and rank of targets; logits are made for those that count, a chunk at a time.
+    """Loss and rank of targets; logits are made where there is one, a chunk at a time.
 
     Args:
         model: A whole model.
         tokens_BT: int64 token ids.
-        targets_BT: int64 ids of the tokens to predict; anything at all where they do not count.
-        scored_BT: bool, which targets count.
+        places: Row and column of the token that each target follows, int64. Shape: (N,) each.
+        targets_N: int64 token ids.
         document_ids_BT: Equal integers for tokens of one document, which then see only each other.
-
-    Returns:
-        Scores row after row.
     """
     hidden_BTD, _ = model.model(tokens_BT, document_ids_BT)
-    hidden_ND, targets_N1 = hidden_BTD[scored_BT], targets_BT[scored_BT][:, None]
+    hidden_ND, targets_N1 = hidden_BTD[tuple(places)], targets_N[:, None]
     weight_VD = model.model.embed_tokens.weight if model.lm_head is None else model.lm_head.weight
     rows = loss_chunk_rows(*weight_VD.shape)
     losses, ranks = [], []

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import importlib.resources
 import json
 import random
 import re
@@ -17,6 +19,7 @@ from typer.testing import CliRunner, Result
 from cluster.inference import LoadedModel, load_run
 from launcher.cli import app
 from launcher.errors import UsageError
+from llm.scoring import encode_pair
 
 pytest.importorskip("transformers")
 pytest.importorskip("lm_eval", reason="lm-eval is not installed (pip install 'longhaul[eval]')")
@@ -112,6 +115,11 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
 
 
+def opening_of_emma() -> str:
+    shipped = importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"
+    return gzip.decompress(shipped.read_bytes())[:100_000].decode()
+
+
 def command(*arguments: object) -> Result:
     return CliRunner(env={"NO_COLOR": "1", "COLUMNS": "300"}).invoke(app, [str(argument) for argument in arguments])
 
@@ -171,8 +179,21 @@ def test_ids_are_those_of_the_export(loaded: LoadedModel, hf: Any) -> None:
     for text in ("", "Emma  was", " lead", "<s>Emma", "x</s> y", "\n\n\u2581 红楼", "a\u00a0b"):
         for special in (None, True, False):
             assert ours.tok_encode(text, special) == hf.tok_encode(text, special), (text, special)
-    for pair in (("Emma ", "was"), ("Em", "ma"), ("<s>Emma", " was"), ("a \n", "b")):
-        assert ours._encode_pair(*pair) == hf._encode_pair(*pair)
+
+
+def test_pairs_are_cut_as_those_of_the_export(loaded: LoadedModel, hf: Any) -> None:
+    """At spaces, inside words, before newlines: wherever 500 random cuts fall."""
+    rng, text = random.Random(11), opening_of_emma()
+    ours, encode = HarnessModel(loaded), loaded.tokenizer.encode
+    pairs = [("Emma ", "was"), ("Em", "ma"), ("a \n", "b"), ("x", " </s>")]
+    for _ in range(500):
+        start = rng.randrange(len(text) - 300)
+        cut, end = start + rng.randrange(1, 200), rng.randrange(1, 60)
+        pairs.append((text[start:cut], text[cut : cut + end]))
+    for context, continuation in pairs:
+        expected = hf._encode_pair(context, continuation)
+        assert ours._encode_pair(context, continuation) == expected
+        assert encode_pair(lambda text: encode(text).tolist(), context, continuation, bos=1) == expected
 
 
 def test_verb_prints_the_table_and_writes_the_results(run: Path, tasks: Path, tmp_path: Path) -> None:

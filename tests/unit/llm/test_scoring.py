@@ -54,6 +54,11 @@ def random_tokens(count: int) -> np.ndarray:
     return np.random.default_rng(3).integers(0, 64, count)
 
 
+def everywhere(tokens_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    row, column = torch.nonzero(torch.ones_like(tokens_BT), as_tuple=True)
+    return row, column
+
+
 def score_alone(model: Transformer, before: np.ndarray, target: int) -> tuple[float, int]:
     """Loss and rank of one token, by a pass over exactly what it may see."""
     with torch.no_grad():
@@ -141,11 +146,26 @@ def test_passages_of_any_lengths_score_as_alone_when_they_share_batches() -> Non
         assert found.log_probability == pytest.approx(-float(alone.losses.sum()), abs=30 * TOLERANCE)
 
 
+def test_passages_are_read_once_when_only_their_last_tokens_differ() -> None:
+    model, read = make_model(), []
+    model.model.register_forward_pre_hook(lambda _, inputs: read.append(len(inputs[0])))
+    passages = [Passage([3, 5, 9, last], scored) for last, scored in ((1, 1), (2, 2), (7, 3))]
+    passages.insert(1, Passage([3, 5, 8, 1], 1))
+    found = score_passages(model, passages, batch_tokens=64)
+    assert read == [2]
+    for passage, scores in zip(passages, found, strict=True):
+        first = len(passage.tokens) - passage.scored
+        for target in range(first, len(passage.tokens)):
+            loss, rank = score_alone(model, np.array(passage.tokens[:target]), passage.tokens[target])
+            assert scores.losses[target - first] == pytest.approx(loss, abs=TOLERANCE)
+            assert scores.ranks[target - first] == rank
+
+
 def test_losses_are_those_of_the_model_when_all_targets_count() -> None:
     model, tokens = make_model(), torch.from_numpy(random_tokens(36)).reshape(2, 18)
     documents = torch.tensor([[0] * 7 + [1] * 10, [0] * 17])
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    found = score_targets(model, inputs, targets, torch.ones_like(targets, dtype=torch.bool), documents)
+    found = score_targets(model, inputs, everywhere(inputs), targets.flatten(), documents)
     with torch.no_grad():
         sums = model(inputs, targets, None, documents)
     assert found.losses.sum() == pytest.approx(sums.loss_sum.item(), abs=34 * TOLERANCE)
@@ -153,7 +173,8 @@ def test_losses_are_those_of_the_model_when_all_targets_count() -> None:
 
 def test_nothing_is_scored_when_no_target_counts() -> None:
     tokens = torch.zeros(1, 3, dtype=torch.int64)
-    assert len(score_targets(make_model(), tokens, tokens, tokens > 0).losses) == 0
+    places = everywhere(tokens[:, :0])
+    assert len(score_targets(make_model(), tokens, places, tokens[places]).losses) == 0
 
 
 def test_target_is_nobodys_first_guess_when_the_scores_are_no_numbers() -> None:
