@@ -63,8 +63,14 @@ metric_list: [{metric: exact_match}]
 
 @pytest.fixture(scope="module")
 def run(dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has learned a little, so that choices are not all alike."""
-    config = tiny_run(tmp_path_factory.mktemp("run"), dataset, train__max_steps=24, checkpoint__every_steps=24)
+    """A run that began with weights wide apart: what it says depends on all that it reads."""
+    config = tiny_run(
+        tmp_path_factory.mktemp("run"),
+        dataset,
+        train__max_steps=24,
+        checkpoint__every_steps=24,
+        model__initializer_range=0.3,
+    )
     attempt_alone(config)
     return Path(config.storage) / config.name
 
@@ -169,8 +175,11 @@ def test_whole_texts_score_as_those_of_the_export(loaded: LoadedModel, hf: Any, 
 
 def test_generated_texts_are_those_of_the_export(loaded: LoadedModel, hf: Any, tasks: Path) -> None:
     ours, theirs = (evaluated(model, tasks, "lh_generated") for model in (HarnessModel(loaded), hf))
-    assert answers(ours, "lh_generated") == answers(theirs, "lh_generated")
-    assert len(set(answers(ours, "lh_generated"))) > 1
+    pairs = list(zip(answers(ours, "lh_generated"), answers(theirs, "lh_generated"), strict=True))
+    # where the bytes chosen are no UTF-8, SentencePiece saves what it can and Hugging Face's decoder gives the run up
+    texts = [(mine, other) for mine, other in pairs if "\ufffd" not in other]
+    assert [mine for mine, _ in texts] == [other for _, other in texts]
+    assert len({mine for mine, _ in texts}) > QUESTIONS // 2
 
 
 def test_ids_are_those_of_the_export(loaded: LoadedModel, hf: Any) -> None:

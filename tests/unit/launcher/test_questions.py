@@ -11,6 +11,7 @@ from launcher.errors import UsageError
 from launcher.question_file import ChoiceQuestion, TextPair
 from launcher.questions import answer_choices, compare_pairs
 from llm.metrics.language import wilson_interval
+from llm.scoring import TargetScores
 
 WORDS = ("tea", "she had", "nobody in the house would hear", "é", "it twice before", "truth")
 
@@ -60,6 +61,16 @@ def test_choices_are_answered_as_by_sums_over_single_tokens(untrained: LoadedMod
     for name in (None, "a", "b"):
         (group,) = [each for each in found["groups"] if each["group"] == name]
         assert group["accuracy"] == np.mean([hit for hit, of in zip(right, QUESTIONS, strict=True) if of.group == name])
+
+
+def test_sums_are_divided_by_bytes_and_not_by_characters(
+    untrained: LoadedModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sums = [TargetScores(np.array([value], np.float32), np.zeros(1, np.int64)) for value in (4.0, 3.0)]
+    monkeypatch.setattr("cluster.inference.score_continuations", lambda loaded, pairs: sums)
+    asked = ChoiceQuestion(where="", context="", choices=("éé", "ab"), answer=0)  # -1 and -1.5 nats a byte
+    found = answer_choices(untrained, [asked])
+    assert (found["accuracy"], found["accuracy_per_byte"]) == (0, 1)
 
 
 def test_figures_count_questions_and_say_what_guessing_would_reach(untrained: LoadedModel) -> None:
