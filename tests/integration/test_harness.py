@@ -56,7 +56,7 @@ output_type: generate_until
 test_split: test
 doc_to_text: "{{context}}"
 doc_to_target: "x"
-generation_kwargs: {until: ["\\n", "ing"], max_gen_toks: 12, do_sample: false}
+generation_kwargs: {until: ["mm", "ne", "a"], max_gen_toks: 12, do_sample: false}
 metric_list: [{metric: exact_match}]
 """
 
