@@ -38,7 +38,7 @@ def text_lines(figures: Mapping[str, Any], *, by_document: bool) -> list[str]:
 
 def source_table(figures: Mapping[str, Any]) -> Table:
     """Figures of every source of a dataset; tokens, bytes and nats add up to those of the last line."""
-    rows = table("source", "tokens", "UTF-8 bytes", "loss", "perplexity", "bits/byte", "top-1", "top-5", numbers_from=1)
+    rows = table("source", "tokens", "bytes", "loss", "perplexity", "bits/byte", "top-1", "top-5", numbers_from=1)
     for each in [*figures["sources"], {"source": "total", **figures}]:
         rows.add_row(
             each["source"],

@@ -56,7 +56,7 @@ def test_sources_have_a_row_each_before_the_total() -> None:
         {"source": "empty", **EMPTY, "tokens": 0, "bytes": 0},
     ]
     assert rows_of(source_table({**FIGURES, "sources": sources})) == [
-        ["source", "tokens", "UTF-8 bytes", "loss", "perplexity", "bits/byte", "top-1", "top-5"],
+        ["source", "tokens", "bytes", "loss", "perplexity", "bits/byte", "top-1", "top-5"],
         ["books", "1,513", "5,000", "4.0000", "54.60", "1.7462", "25.0 %", "50.0 %"],
         ["empty", "0", "0", "n/a", "n/a", "n/a", "n/a", "n/a"],
         ["total", "1,513", "5,000", "4.0000", "54.60", "1.7462", "25.0 %", "50.0 %"],
