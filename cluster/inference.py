@@ -7,10 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from cluster.batches import to_device
 from cluster.checkpoint import (
     CheckpointInfo,
     CheckpointReader,
@@ -22,7 +20,6 @@ from cluster.checkpoint import (
 from cluster.checkpoint.manifest import MANIFEST_NAME
 from cluster.conversation import chat_template_of
 from cluster.errors import RunNotFoundError, RunRefusedError, StorageError
-from cluster.record.logs import perplexity
 from cluster.resolution import resolve_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME, read_tokenizer
 from cluster.storage.check import account_of
@@ -34,11 +31,10 @@ from data_pipeline.chat_template import ChatTemplate
 from data_pipeline.config import DataConfig
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
-from data_pipeline.sequences import ValidationSequences
 from data_pipeline.tokenizer import Tokenizer
 from llm.attention import resolve_attention
 from llm.config import ModelConfig
-from llm.errors import AttentionBackendError, ModelError
+from llm.errors import AttentionBackendError
 from llm.transformer import Transformer, attention_needs
 
 logger = logging.getLogger(__name__)
@@ -68,6 +64,11 @@ class LoadedModel:
     def answers_only(self) -> bool:
         """Whether answers of conversations alone were learned."""
         return self.task == "instruction"
+
+    @property
+    def context_tokens(self) -> int:
+        """Tokens read at once at most: what the model allows, or where it sets no limit the length trained with."""
+        return self.model.config.max_position_embeddings or self.data.seq_len
 
 
 def load_run(reference: str, device: str = "cpu") -> LoadedModel:
@@ -151,50 +152,6 @@ def _attention(config: ModelConfig, device: str, dtype: torch.dtype) -> str:
         return attention
 
 
-def evaluate_dataset(loaded: LoadedModel, dataset_path: str, *, answers_only: bool | None = None) -> dict[str, float]:
-    """Mean cross entropy over the validation split of a dataset.
-
-    Args:
-        loaded: The model.
-        dataset_path: The dataset.
-        answers_only: Score the answers of its conversations alone. None: if the run learned nothing else, and the
-            dataset holds conversations.
-
-    Returns:
-        loss (nats per token), perplexity, tokens (targets scored), total_tokens (of the split: the first of each
-        document, or without `document_mask` of the split, is predicted from nothing and so not scored), answers_only.
-
-    Raises:
-        DatasetError: The dataset was built with another tokenizer, has no validation split, or has no answers.
-    """
-    require_text_model(loaded)
-    dataset = Dataset.open(dataset_path)
-    check_tokenizer(loaded, dataset)
-    if answers_only is None:
-        answers_only = loaded.answers_only and dataset.chat_template is not None
-    sequences = ValidationSequences(
-        dataset,
-        loaded.data.seq_len,
-        loaded.data.document_mask,
-        answers_only=answers_only,
-        packing=loaded.data.packing,
-    )
-    if len(sequences) == 0:
-        raise DatasetError(
-            f"dataset {dataset.directory} has no validation documents. Build it with validation_fraction above 0."
-        )
-    loss_sum = weight_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(sequences), _ROWS):
-            indices = np.arange(start, min(start + _ROWS, len(sequences)))
-            batch = to_device(sequences.read(indices), _device(loaded))
-            documents = batch.document_ids if loaded.data.document_mask else None
-            sums = loaded.model(batch.tokens, batch.targets, batch.loss_weights, documents)
-            loss_sum += sums.loss_sum.double().item()
-            weight_sum += sums.weight_sum.double().item()
-    return {**_figures(loss_sum, weight_sum, sequences.stream.tokens), "answers_only": answers_only}
-
-
 def check_tokenizer(loaded: LoadedModel, dataset: Dataset) -> None:
     """Refuse a dataset whose token ids mean something else to the model.
 
@@ -220,38 +177,6 @@ def require_text_model(loaded: LoadedModel) -> None:
             f"{loaded.run_directory} predicts labels (task {loaded.task}), not text. Use predict, or evaluate on a "
             "labelled dataset."
         )
-
-
-def evaluate_text(loaded: LoadedModel, text: str) -> dict[str, float]:
-    """Mean cross entropy of a text as one document, cut into sequences of the length trained with.
-
-    Returns:
-        loss (nats per token), perplexity, tokens (targets scored, the end of the document included), total_tokens
-        (with the beginning of the document, which is not scored).
-    """
-    require_text_model(loaded)
-    tokenizer, length = loaded.tokenizer, loaded.data.seq_len
-    tokens = [tokenizer.bos_id, *(int(token) for token in tokenizer.encode(text)), tokenizer.eos_id]
-    loss_sum = weight_sum = 0.0
-    with torch.inference_mode():
-        for start in range(0, len(tokens) - 1, length):
-            window = torch.tensor([tokens[start : start + length + 1]], device=_device(loaded))
-            inputs, targets = window[:, :-1], window[:, 1:]
-            sums = loaded.model(inputs, targets, torch.ones_like(targets, dtype=torch.float32))
-            loss_sum += sums.loss_sum.double().item()
-            weight_sum += sums.weight_sum.double().item()
-    return _figures(loss_sum, weight_sum, len(tokens))
-
-
-def _figures(loss_sum: float, weight_sum: float, total_tokens: int) -> dict[str, float]:
-    if weight_sum == 0:
-        raise ModelError("there is no token to score: the text is empty. Give a longer one.")
-    loss = loss_sum / weight_sum
-    return {"loss": loss, "perplexity": perplexity(loss), "tokens": int(weight_sum), "total_tokens": total_tokens}
-
-
-def _device(loaded: LoadedModel) -> str:
-    return str(next(loaded.model.parameters()).device)
 
 
 def _is_there(path: StoragePath) -> bool:

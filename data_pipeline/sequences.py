@@ -117,6 +117,10 @@ class ValidationSequences:
     def __len__(self) -> int:
         return self._cuts.count
 
+    def starts(self, indices: Int64Array) -> Int64Array:
+        """Returns the stream positions at which rows begin. Shape: that of the indices, (B,)."""
+        return self._cuts.bounds(indices)[0]
+
     def read(self, indices: npt.ArrayLike) -> Batch:
         """Reads rows by number, -1 for a padding row. See `TrainingSequences.read`."""
         wanted = np.asarray(indices, dtype=np.int64)

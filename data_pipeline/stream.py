@@ -137,6 +137,11 @@ class TokenStream:
             return np.concatenate([np.zeros(0, dtype), *(column.to_numpy() for column in columns)])
         return [row.values.to_numpy() for column in columns for row in column]
 
+    def document_sources(self) -> list[str]:
+        """Returns the name of the source of every document, in order."""
+        columns = (shard.names(number)[1] for shard in self.shards for number in range(len(shard.record.segments)))
+        return [source for column in columns for source in column.to_pylist()]
+
     def documents_at(self, positions: npt.ArrayLike) -> list[DocumentPlace]:
         """Returns the document that each stream position belongs to."""
         places = []

@@ -231,6 +231,11 @@ class Tokenizer:
         pieces: list[str] = self._processor.EncodeAsPieces("a")
         return pieces[0].startswith(SPACE_MARK)
 
+    def piece(self, token: int) -> str:
+        """Returns the name of a piece, as the vocabulary spells it."""
+        name: str = self._processor.IdToPiece(token)
+        return name
+
     def decode(self, ids: npt.ArrayLike) -> str:
         """Returns the text of token ids; control pieces give nothing."""
         text: str = self._processor.Decode(np.asarray(ids, dtype=np.int64).tolist())

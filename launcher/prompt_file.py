@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.chat_template import ROLES, Turn
 from launcher.errors import UsageError
+from launcher.line_file import parse_json, read_lines, refuse_unknown_keys
 
 _KEYS = ("prompt", "messages", "seed")
 
@@ -36,36 +36,17 @@ def read_prompts(path: Path) -> list[TextPrompt]:
     Raises:
         UsageError: It cannot be read, has no prompt, or a line is not what it should be.
     """
-    try:
-        content = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"--prompts {path}: cannot be read: {error.strerror}. Check the path.") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"--prompts {path}: not UTF-8 text (byte {error.start}). Convert it first.") from error
-    lines = [(number, line) for number, line in enumerate(content.split("\n"), start=1) if line.strip()]
-    if not lines:
-        raise UsageError(f"--prompts {path}: the file has no prompt. Write one a line.")
+    lines = read_lines(path, f"--prompts {path}", "prompt")
     if path.suffix != ".jsonl":
         return [TextPrompt(text=line) for _, line in lines]
     return [_from_json(line, f"--prompts {path}, line {number}") for number, line in lines]
 
 
 def _from_json(line: str, where: str) -> TextPrompt:
-    try:
-        fields = json.loads(line)
-    except ValueError as error:
-        raise UsageError(
-            f"{where} is not JSON ({error}), and every line of a .jsonl file is one object. Mend the line, or give the "
-            "file another ending if its lines are prompts as they stand."
-        ) from error
+    fields = parse_json(line, where, ", or give the file another ending if its lines are prompts as they stand")
     if not isinstance(fields, dict) or not (isinstance(fields.get("prompt"), str) or "messages" in fields):
         raise UsageError(f'{where} has no `prompt` that is a text. Write it as {{"prompt": "Once upon a time"}}.')
-    unknown = [key for key in fields if key not in _KEYS]
-    if unknown:
-        raise UsageError(
-            f"{where} has the key {unknown[0]!r}, which would be ignored. Remove it: a line has prompt or "
-            "messages, and seed."
-        )
+    refuse_unknown_keys(fields, where, "a prompt", _KEYS)
     seed = fields.get("seed")
     if seed is not None and type(seed) is not int:
         raise UsageError(f"{where}: seed is {seed!r}, and must be a whole number. Change it, or leave it out.")

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from cluster.inference import LoadedModel
     from data_pipeline.tokenizer import Tokenizer
     from launcher.prompt_file import TextPrompt
+    from llm.generation import Continuation
     from llm.sampling import SamplingConfig
 
 
@@ -130,17 +131,25 @@ def cut_at_stop(text: str, stops: Sequence[str]) -> str:
     return text[: _first_stop(text, stops)]
 
 
-def _batch(
+def write_batch(
     loaded: LoadedModel,
-    prompts: Sequence[TextPrompt],
-    encoded: Sequence[list[int]],
+    encoded: Sequence[Sequence[int]],
     sampling: SamplingConfig,
     stops: Stops,
-) -> Iterator[Written]:
+    seeds: Sequence[int],
+) -> Continuation:
+    """Continue prompts in one batch until each has ended.
+
+    Args:
+        loaded: Model and its tokenizer.
+        encoded: Token ids of each prompt.
+        sampling: How tokens are chosen.
+        stops: What ends a text; one that ended at a stop text has its tokens still.
+        seeds: One for each prompt.
+    """
     from llm.generation import continue_prompts
 
     tokenizer = loaded.tokenizer
-    seeds = [_seed(prompt, sampling) for prompt in prompts]
     texts = continue_prompts(
         loaded.model,
         encoded,
@@ -153,10 +162,22 @@ def _batch(
         for row in texts.step():
             if _has_stopped(texts.written[row], stops.texts, tokenizer):
                 texts.end(row, "stop_text")
+    return texts
+
+
+def _batch(
+    loaded: LoadedModel,
+    prompts: Sequence[TextPrompt],
+    encoded: Sequence[list[int]],
+    sampling: SamplingConfig,
+    stops: Stops,
+) -> Iterator[Written]:
+    seeds = [_seed(prompt, sampling) for prompt in prompts]
+    texts = write_batch(loaded, encoded, sampling, stops, seeds)
     for row, prompt in enumerate(prompts):
         yield Written(
             prompt=prompt.text,
-            text=cut_at_stop(tokenizer.decode(texts.written[row]), stops.texts),
+            text=cut_at_stop(loaded.tokenizer.decode(texts.written[row]), stops.texts),
             end=str(texts.ends[row]),
             prompt_tokens=len(encoded[row]),
             new_tokens=len(texts.written[row]),

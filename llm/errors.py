@@ -39,6 +39,10 @@ class GenerationError(ModelError, ValueError):
     """Text cannot be generated as asked."""
 
 
+class ScoringError(ModelError, ValueError):
+    """Text cannot be scored as asked."""
+
+
 class BaselineError(ModelError, ValueError):
     """The n-gram baseline cannot be counted over the data given."""
 

@@ -29,7 +29,8 @@ from cluster.errors import (
     TrackingError,
     TrainingFailedError,
 )
-from cluster.inference import evaluate_dataset, load_run
+from cluster.evaluation.language import evaluate_dataset
+from cluster.inference import load_run
 from cluster.jobs.submission import Submission
 from cluster.lease import hold, newest_record
 from cluster.on_ray.ray_cluster import Cluster

@@ -21,8 +21,9 @@ from cluster.checkpoint import list_checkpoints
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine
 from cluster.errors import RunRefusedError
+from cluster.evaluation.language import evaluate_dataset
 from cluster.evaluation.task import evaluate_checkpoint, identity_of
-from cluster.inference import evaluate_dataset, load_run
+from cluster.inference import load_run
 from cluster.record.run_data import open_data
 from cluster.resolution import open_plan
 from cluster.run_directory import RunDirectory

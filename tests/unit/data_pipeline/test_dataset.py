@@ -75,6 +75,13 @@ def test_documents_are_found_when_asked_by_position(dataset: Dataset, novel: str
         stream.document(stream.documents)
 
 
+def test_sources_are_those_of_the_documents_when_asked_for_all(dataset: Dataset) -> None:
+    for name in ("train", "validation"):
+        stream = dataset.split(name)
+        starts = stream.document_starts(0, stream.tokens)
+        assert stream.document_sources() == [place.source for place in stream.documents_at(starts)]
+
+
 def test_stream_refuses_when_asked_beyond_its_end(dataset: Dataset) -> None:
     stream = dataset.split("train")
     with pytest.raises(DatasetError, match=f"Tokens 5 to {stream.tokens + 1} were asked of the train split"):

@@ -76,6 +76,10 @@ def test_tokenizer_states_its_pieces_when_trained(tokenizer: Tokenizer) -> None:
     assert (tokenizer.vocab_size, tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id) == (512, 1, 2, 3)
 
 
+def test_pieces_have_the_names_of_the_vocabulary(tokenizer: Tokenizer) -> None:
+    assert [tokenizer.piece(token) for token in (tokenizer.bos_id, tokenizer.eos_id)] == ["<s>", "</s>"]
+
+
 def test_decode_stream_holds_back_when_a_character_is_incomplete(tokenizer: Tokenizer) -> None:
     parts = list(tokenizer.decode_stream(tokenizer.encode("\U0001f600!").tolist()))
     assert parts == ["\U0001f600", "!"]
