@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from llm.generation import NewTokens
-from llm.kv_cache import KeyValueCache
-from llm.loss import LossSums
+if TYPE_CHECKING:  # what reads checkpoints needs no model, whose imports take 70 MiB
+    from llm.generation import NewTokens
+    from llm.kv_cache import KeyValueCache
+    from llm.loss import LossSums
 
 MASTER = "master"
 
