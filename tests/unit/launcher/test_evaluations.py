@@ -16,11 +16,12 @@ from launcher.evaluations import of_datasets
 def test_every_dataset_has_its_figures_and_its_table(
     untrained: LoadedModel, monkeypatch: pytest.MonkeyPatch, mask: bool, whole: str
 ) -> None:
-    def figures(loaded: LoadedModel, path: str) -> dict[str, Any]:
+    def figures(loaded: LoadedModel, path: str, *, answers_only: bool | None) -> dict[str, Any]:
+        assert answers_only is None
         numbers = ("loss", "perplexity", "tokens", "bytes", "bits_per_byte", "top1_accuracy", "top5_accuracy")
         return {**dict.fromkeys(numbers, len(path)), "total_tokens": 9, "sources": []}
 
-    monkeypatch.setattr("cluster.inference.evaluate_dataset", figures)
+    monkeypatch.setattr("cluster.evaluation.language.evaluate_dataset", figures)
     loaded = replace(untrained, data=replace(untrained.data, document_mask=mask))
     found = of_datasets(loaded, ["one", "three"])
     assert [(each["dataset"], each["tokens"]) for each in found.facts["results"]] == [("one", 3), ("three", 5)]

@@ -58,8 +58,8 @@ def test_last_of_messages_is_the_prompt_and_the_others_come_before(tmp_path: Pat
         (
             "p.jsonl",
             b'{"prompt": "a", "temperature": 1}\n',
-            "--prompts {path}, line 1 has the key 'temperature', which would be ignored. Remove it: a line has "
-            "prompt or messages, and seed.",
+            "--prompts {path}, line 1 has the key 'temperature', which would be ignored. Remove it: a prompt "
+            "has prompt, messages and seed.",
         ),
         (
             "p.jsonl",

@@ -67,7 +67,7 @@ def test_sums_are_divided_by_bytes_and_not_by_characters(
     untrained: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sums = [TargetScores(np.array([value], np.float32), np.zeros(1, np.int64)) for value in (4.0, 3.0)]
-    monkeypatch.setattr("cluster.inference.score_continuations", lambda loaded, pairs: sums)
+    monkeypatch.setattr("cluster.evaluation.language.score_continuations", lambda loaded, pairs: sums)
     asked = ChoiceQuestion(where="", context="", choices=("éé", "ab"), answer=0)  # -1 and -1.5 nats a byte
     found = answer_choices(untrained, [asked])
     assert (found["accuracy"], found["accuracy_per_byte"]) == (0, 1)
