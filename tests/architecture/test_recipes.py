@@ -14,7 +14,7 @@ from llm.accounting import count_parameters
 
 RECIPES = Path(__file__).parents[2] / "launcher" / "recipes"
 ON_THE_SAMPLE = ("quickstart", "smoke")
-TUNING = ("dialogues",)
+TUNING = ("dialogues", "ratings", "sentiment", "tagging")
 PUBLISHED = {
     "gpt2-125m": (124.4e6, 524_288),  # openai/gpt-2, without its learned positions; arXiv:2005.14165, table 2.1
     "llama-1b": (1.23e9, 2_097_152),  # model card of Llama 3.2; arXiv:2401.02385
@@ -63,9 +63,10 @@ def test_recipe_shows_what_the_system_is_for(name: str) -> None:
 @pytest.mark.parametrize("name", TUNING)
 def test_recipe_states_no_model_when_it_is_to_begin_with_given_weights(name: str) -> None:
     config = _resolved(name)
-    assert config.task == "instruction"
-    assert (config.data.dataset, config.data.packing) == ("sample:dialogues", "documents")
-    assert "\nmodel:" not in read_config_text(name)[1]
+    assert config.task != "pretrain"
+    assert str(config.data.dataset).startswith("sample:")
+    assert config.data.packing == ("documents" if name == "dialogues" else "examples")
+    assert ("\nmodel:" in read_config_text(name)[1]) == (name == "tagging")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

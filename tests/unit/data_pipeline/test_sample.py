@@ -52,7 +52,7 @@ def test_sample_dataset_is_built_once_when_asked_for_twice(tmp_path: Path) -> No
 
 def test_sample_names_what_is_shipped_when_asked_for_another(tmp_path: Path) -> None:
     with pytest.raises(
-        DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen, sample:dialogues\."
+        DatasetError, match=r"There is no sample 'sample:dickens'\. Shipped is: sample:austen, sample:dialogues, "
     ):
         sample_build_config("sample:dickens", tmp_path)
 
