@@ -65,7 +65,6 @@ def sample_build_config(
     """
     if name not in SAMPLE_NAMES:
         raise DatasetError(f"There is no sample {name!r}. Shipped is: {', '.join(SAMPLE_NAMES)}.")
-    here = Path(__file__).parent
     source, cleaning = _source(name, Path(__file__).parent)
     trained = TokenizerTrainingConfig(model_type="bpe", vocab_size=vocab_size)
     return DataBuildConfig(

@@ -111,9 +111,8 @@ def main() -> None:
     dataset = Dataset.open(options.dataset)
     kind, names = dataset.labels.kind, dataset.labels.names
     keys = _SHOWN[kind]
-    print(
-        f"{dataset.name}: {dataset.split('train').documents} documents, {dataset.split('validation').documents} held out"
-    )
+    documents = {split: dataset.split(split).documents for split in ("train", "validation")}
+    print(f"{dataset.name}: {documents['train']} documents, {documents['validation']} held out")
     print(f"{'':<22}" + "  ".join(f"{key:<27}" for key in keys))
     outputs = of_words(dataset) if kind == "token_class" else of_texts(dataset, kind)
     for name, each in outputs.items():
