@@ -70,7 +70,7 @@ def compare(options: argparse.Namespace, length: int) -> None:
     q, upstream = (torch.randn(shape, device=device, dtype=dtype) for _ in range(2))
     k, v = (torch.randn((rows, length, options.groups, options.head_size), device=device, dtype=dtype) for _ in "kv")
     heads = [x.requires_grad_() for x in (q, k, v)]
-    rule = ScoreRule(scale=options.head_size**-0.5, softcap=None, dropout=0.0)
+    rule = ScoreRule(scale=options.head_size**-0.5, softcap=None)
     for layout, (ids, window) in layouts(rows, length, device).items():
         visibility = Visibility(length, length, ids, window, dtype, torch.device(device))
         for name in options.backends:

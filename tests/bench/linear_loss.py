@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -68,15 +69,19 @@ def _wait(tensor: Tensor) -> None:
 def _measure_peak(name: str, options: argparse.Namespace, answer: Connection) -> None:
     torch.set_num_threads(options.threads)
     given = inputs(options)
-    before = _held(given[0].is_cuda)
-    WAYS[name](*given).backward()  # type: ignore[no-untyped-call]
-    answer.send(_held(given[0].is_cuda) - before)
-
-
-def _held(on_gpu: bool) -> int:
+    on_gpu = given[0].is_cuda
     if on_gpu:
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if on_gpu else _resident_bytes()
+    WAYS[name](*given).backward()  # type: ignore[no-untyped-call]
+    peak = torch.cuda.max_memory_allocated() if on_gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    answer.send(peak - before)
+
+
+def _resident_bytes() -> int:
+    """What the process holds now; the most that it ever held counts what making the inputs took besides."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize()
 
 
 def peak_bytes(name: str, options: argparse.Namespace) -> int:
