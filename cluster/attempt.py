@@ -372,7 +372,7 @@ class _Attempt:
         batch = self._feeder.batch(self._step + 1)
         loss_sum = sum(self._engine.evaluate(part).loss_sum.double().item() for part in batch.micro_batches)
         whole_loss, whole_weight = self._collectives.sum([loss_sum, batch.weight_sum])
-        return whole_loss / max(whole_weight, 1.0)
+        return whole_loss / (whole_weight or 1.0)
 
     def _check_ours(self) -> None:
         """Rank 0, before and after a manifest is written: nothing comes from an attempt that was superseded."""
