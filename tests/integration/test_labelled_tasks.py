@@ -13,11 +13,12 @@ import pytest
 import torch
 from attempts import attempt_alone, kill_attempt, record_of
 from gloo import run_ranks
-from labelled_runs import build_labelled, labelled_run, sentences_of
+from labelled_runs import LABELS, build_labelled, labelled_run, sentences_of
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_score
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import Surroundings, run_attempt
+from cluster.branch import plan_branch
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine
 from cluster.errors import RunRefusedError
@@ -31,12 +32,12 @@ from llm.heads import HEADS
 
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
 KINDS = ("class", "classes", "number", "token_class")
+EMMA = Path(str(importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"))
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    text = Path(str(importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"))
-    sentences = sentences_of(text, 130)
+    sentences = sentences_of(EMMA, 130)
     return {kind: build_labelled(tmp_path_factory.mktemp(kind), kind, sentences) for kind in KINDS}
 
 
@@ -187,6 +188,24 @@ def test_dataset_of_another_kind_of_labels_is_refused_with_the_task_that_fits(
     config = replace(labelled_run(tmp_path, datasets["number"], "number"), task="sequence_classification")
     with pytest.raises(RunRefusedError, match=r"are of kind number. Use regression, or build the dataset with"):
         attempt_alone(config)
+
+
+@pytest.mark.parametrize("names", [("long", "short"), ("short", "long", "longer")])
+def test_branch_is_refused_when_the_labels_of_its_data_mean_something_else(
+    names: tuple[str, ...], datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = labelled_run(tmp_path, datasets["class"], "class", train__max_steps=4)
+    attempt_alone(parent)
+    monkeypatch.setitem(LABELS, "class", replace(LABELS["class"], names=names))
+    other = build_labelled(tmp_path / "other", "class", sentences_of(EMMA, 130))
+    child = replace(
+        parent,
+        name="child",
+        data=replace(parent.data, dataset=str(other)),
+        train=replace(parent.train, max_steps=8),
+    )
+    with pytest.raises(RunRefusedError, match=r"learned class \['short', 'long'\]: the outputs of its head mean"):
+        plan_branch(tmp_path / "tiny", 4, child)
 
 
 def test_dataset_without_labels_is_refused(dataset: Path, tmp_path: Path) -> None:
