@@ -171,7 +171,9 @@ class _Attempt:
                 needed=lambda: () if self._late is None else self._late.kept_steps(),
             ),
         )
-        self._sequences = training_data(self._plan)
+        # Attention drops by the place of an element among all pairs of a row's tokens, which its length decides.
+        one_length = config.train.compile or config.model.attention_dropout > 0
+        self._sequences = training_data(self._plan, one_length=one_length)
         self._feeder = self._make_feeder()
 
     def run(self) -> AttemptResult | None:

@@ -35,13 +35,20 @@ class Examples:
         split: `train` or `validation`.
         seq_len: The most tokens of a row.
         class_weights: What a label of each class counts in the loss; None: 1. Shape: (C,).
+        one_length: Pad every row to the sequence length, whatever stands beside it.
 
     Raises:
         DatasetError: The dataset has no labels.
     """
 
     def __init__(
-        self, dataset: Dataset, split: str, seq_len: int, *, class_weights: npt.NDArray[np.float32] | None = None
+        self,
+        dataset: Dataset,
+        split: str,
+        seq_len: int,
+        *,
+        class_weights: npt.NDArray[np.float32] | None = None,
+        one_length: bool = False,
     ) -> None:
         self.labels = dataset.labels
         self.seq_len = seq_len
@@ -50,6 +57,7 @@ class Examples:
         self.lengths = self._rows.lengths
         """Tokens of each row. Shape: (documents,)."""
         self._class_weights = class_weights
+        self._one_length = one_length
         self._column: Any = None
 
     def __len__(self) -> int:
@@ -59,9 +67,9 @@ class Examples:
         """Reads documents by number, -1 for a padding row.
 
         Returns:
-            The batch, row for row, as long as its longest row rounded up. `targets` are int64 classes or float32
-            numbers of shape (B, T), or float32 0 and 1 of shape (B, T, C) where a document has any number of C classes;
-            `sample_index` is the number of the document.
+            The batch, row for row, as long as its longest row rounded up, or all of one length. `targets` are int64
+            classes or float32 numbers of shape (B, T), or float32 0 and 1 of shape (B, T, C) where a document has any
+            number of C classes; `sample_index` is the number of the document.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         return self.assemble([None if index < 0 else self.row(index) for index in wanted.tolist()], wanted)
@@ -83,7 +91,9 @@ class Examples:
             sample_index: What identifies each. Shape: (B,).
         """
         longest = max((len(row[0]) for row in rows if row is not None), default=1)
-        length = min(-(-longest // _BUCKET_TOKENS) * _BUCKET_TOKENS, max(self.seq_len, longest))
+        length = min(-(-longest // _BUCKET_TOKENS) * _BUCKET_TOKENS, self.seq_len)
+        if self._one_length:
+            length = self.seq_len
         shape = (len(rows), length)
         tokens = np.zeros(shape, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
@@ -127,15 +137,20 @@ class Examples:
 class TrainingExamples:
     """The training examples of a plan, by logical index; see `data_pipeline.sequences.TrainingSequences`.
 
+    Args:
+        plan: What is trained on.
+        one_length: See `Examples`.
+
     Raises:
         DatasetError: The labels of its datasets cannot be balanced, as it asks for.
     """
 
-    def __init__(self, plan: DataPlan) -> None:
+    def __init__(self, plan: DataPlan, *, one_length: bool = False) -> None:
         self.plan = plan
         weights = balanced_weights(plan.datasets) if plan.config.class_weights == "balanced" else None
         self._examples = [
-            Examples(dataset, "train", plan.config.seq_len, class_weights=weights) for dataset in plan.datasets
+            Examples(dataset, "train", plan.config.seq_len, class_weights=weights, one_length=one_length)
+            for dataset in plan.datasets
         ]
         self._known_steps, self._known_tokens = [0], [0]
 
@@ -179,9 +194,11 @@ class TrainingExamples:
         return tokens
 
 
-def training_data(plan: DataPlan) -> TrainingSequences | TrainingExamples:
-    """What a plan trains on, as its packing says."""
-    return TrainingExamples(plan) if plan.config.packing == "examples" else TrainingSequences(plan)
+def training_data(plan: DataPlan, *, one_length: bool = False) -> TrainingSequences | TrainingExamples:
+    """What a plan trains on, as its packing says; sequences have one length anyway."""
+    if plan.config.packing == "examples":
+        return TrainingExamples(plan, one_length=one_length)
+    return TrainingSequences(plan)
 
 
 def balanced_weights(datasets: Sequence[Dataset]) -> npt.NDArray[np.float32]:

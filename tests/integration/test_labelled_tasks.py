@@ -99,6 +99,22 @@ def test_other_worlds_and_stages_follow_the_same_curve(
             assert mine["eval/loss"] == pytest.approx(theirs["eval/loss"], rel=1e-4)  # after 12 updates
 
 
+def test_attention_drops_the_same_whatever_rows_stand_beside(datasets: dict[str, Path], tmp_path: Path) -> None:
+    curves = []
+    for rows in (1, 6):
+        config = labelled_run(
+            tmp_path / str(rows),
+            datasets["class"],
+            "class",
+            train__max_steps=4,
+            train__micro_batch_size=rows,
+            model__attention_dropout=0.3,
+        )
+        attempt_alone(config)
+        curves.append([row["train/loss"] for row in record_of(config) if row["kind"] == "train"])
+    assert curves[0] == pytest.approx(curves[1], rel=FP32_LOSS_TOLERANCE)
+
+
 def predictions(config: RunConfig, dataset: Path) -> tuple[np.ndarray, np.ndarray]:
     """What the last checkpoint says of each validation document by itself, and what is true."""
     loaded = load_run(str(Path(config.storage) / config.name))

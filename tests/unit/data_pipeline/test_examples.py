@@ -96,6 +96,17 @@ def test_rows_are_as_long_as_the_longest_rounded_up_and_padding_has_no_weight(da
     assert batch.sample_index.tolist() == [shortest, -1]
 
 
+def test_rows_hold_the_same_in_one_length(datasets: dict[str, Dataset]) -> None:
+    plan = plan_of(datasets["token_class"])
+    short = TrainingExamples(plan).read([0, 1])
+    whole = TrainingExamples(plan, one_length=True).read([0, 1])
+    assert whole.tokens.shape == (2, SEQ_LEN)
+    for name in ("tokens", "targets", "loss_weights"):
+        kept, padding = np.split(getattr(whole, name), [short.tokens.shape[1]], axis=1)
+        assert (kept == getattr(short, name)).all()
+        assert not padding.any()
+
+
 def test_balanced_classes_weigh_alike_in_the_whole_split(tmp_path: Path) -> None:
     lines = [{**line, "class": "rare" if number % 10 == 0 else "common"} for number, line in enumerate(rated())]
     dataset = build_labelled(tmp_path, KINDS["class"], lines)
