@@ -86,8 +86,9 @@ def as_read(text: str) -> bytes:
 
 
 def type_in_words(value: Any) -> str:
-    """Names the JSON type of a value."""
-    return _TYPES[type(value).__name__]
+    """Names the JSON type of a value, or what else a column of Parquet may hold."""
+    kind = type(value).__name__
+    return _TYPES.get(kind, f"a value of type {kind}")
 
 
 def excerpt(line: bytes) -> str:
