@@ -23,7 +23,9 @@ from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine
 from cluster.errors import RunRefusedError
 from cluster.inference import load_run
+from cluster.initial_weights import check_initial_weights
 from cluster.record.logs import read_lines
+from cluster.resolution import open_plan
 from cluster.topology import Topology
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -196,6 +198,23 @@ def test_trunk_of_a_language_model_carries_over_and_the_head_is_new(datasets: di
     for name in set(before) & set(after):
         torch.testing.assert_close(after[name], before[name], rtol=0, atol=1e-6)
     assert after["score.weight"].std() > 0
+
+
+def test_language_model_does_not_begin_with_a_trunk_that_has_no_output_for_text(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    labelled = labelled_run(
+        tmp_path / "labelled", datasets["class"], "class", train__max_steps=1, model__tie_word_embeddings=False
+    )
+    attempt_alone(labelled)
+    config = tiny_run(
+        tmp_path / "text",
+        datasets["class"],
+        initialize_from=str(tmp_path / "labelled" / "tiny"),
+        model__tie_word_embeddings=False,
+    )
+    with pytest.raises(RunRefusedError, match=r"trained to label and has no weights of an output for text"):
+        check_initial_weights(config, open_plan(config), {})
 
 
 def test_dataset_of_another_kind_of_labels_is_refused_with_the_task_that_fits(
