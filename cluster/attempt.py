@@ -171,7 +171,9 @@ class _Attempt:
                 needed=lambda: () if self._late is None else self._late.kept_steps(),
             ),
         )
-        self._sequences = training_data(self._plan)
+        # Attention drops by the place of an element among all pairs of a row's tokens, which its length decides.
+        one_length = config.train.compile or config.model.attention_dropout > 0
+        self._sequences = training_data(self._plan, one_length=one_length)
         self._feeder = self._make_feeder()
 
     def run(self) -> AttemptResult | None:
@@ -372,7 +374,7 @@ class _Attempt:
         batch = self._feeder.batch(self._step + 1)
         loss_sum = sum(self._engine.evaluate(part).loss_sum.double().item() for part in batch.micro_batches)
         whole_loss, whole_weight = self._collectives.sum([loss_sum, batch.weight_sum])
-        return whole_loss / max(whole_weight, 1.0)
+        return whole_loss / (whole_weight or 1.0)
 
     def _check_ours(self) -> None:
         """Rank 0, before and after a manifest is written: nothing comes from an attempt that was superseded."""

@@ -54,7 +54,7 @@ def rows_of_rank(
         rank: This rank.
         world_size: Number of ranks; may be anything, also a number that does not divide B.
         micro_batch_size: Rows in one forward pass at most.
-        one_shape: Fill every micro-batch up to that, whatever the batch: the shape is the same at every step.
+        one_shape: Fill every micro-batch up to that, whatever the batch: it has as many rows at every step.
         lengths: [B] tokens of each row, where they differ: rows of like length are then put together, to pad little,
             and long ones are shared out over the ranks.
 
@@ -91,8 +91,9 @@ def to_device(batch: Batch, device: str) -> MicroBatch:
 class Feeder:
     """Reads the batches of coming steps in a thread, so that the step path finds them ready.
 
-    With `one_shape` micro-batches have the same shape at every step, as compiled layers need it: torch makes a form for
-    any size of what was seen in two, so that what a step computes would depend on the steps made in its process.
+    With `one_shape`, and rows of one length, micro-batches have the same shape at every step, as compiled layers need
+    it: torch makes a form for any size of what was seen in two, so that what a step computes would depend on the steps
+    made in its process.
     """
 
     def __init__(

@@ -21,6 +21,7 @@ from cluster.resume import Change, changes, completed
 from cluster.run_directory import RUN_NAME, RunDirectory, config_as_dict
 from cluster.storage.object_path import ObjectPath
 from cluster.storage.operations import StoragePath, list_names, storage_path
+from cluster.tasks import LABELS, labels_as_dict, learns_labels
 from data_pipeline.batch_sizes import BatchSizes, BatchSizeStage
 from data_pipeline.plan import DataPlan
 from data_pipeline.skip_ledger import SkipLedger
@@ -135,6 +136,7 @@ def plan_branch(parent: StoragePath, step: int, config: RunConfig) -> Branch:
         )
     plan = open_plan(config)
     _check_tokenizer_and_model(before, manifest, config, plan, parent)
+    _check_labels(manifest, config, plan, parent)
     data_changes = _data_changes(before, manifest, config, plan)
     inherited, known = SkipLedger.from_json(manifest.run["skip_ledger"]), before["healing"]["skip_sequences"]
     if data_changes:
@@ -258,6 +260,20 @@ def _check_tokenizer_and_model(
         raise RunRefusedError(
             f"model.vocab_size: the embedding has {was.vocab_size} pieces in {parent}, and {now.vocab_size} were asked "
             "for: a checkpoint continues only the model that wrote it. Leave model.vocab_size as it is."
+        )
+
+
+def _check_labels(manifest: Manifest, config: RunConfig, plan: DataPlan, parent: StoragePath) -> None:
+    """Refuse data whose labels mean something else than the outputs of the parent's head."""
+    if not learns_labels(config.task):
+        return
+    dataset, learned = plan.datasets[0], manifest.run[LABELS]
+    if labels_as_dict(dataset.labels) != learned:
+        raise RunRefusedError(
+            f"data.dataset: {dataset.directory} is labelled with {dataset.labels.kind} {list(dataset.labels.names)}, "
+            f"and {parent} learned {learned['kind']} {learned['names']}: the outputs of its head mean something else. "
+            "Build the dataset with the same `labels.names`, or begin a run with `initialize_from`, which makes a new "
+            "head."
         )
 
 

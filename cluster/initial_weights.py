@@ -28,6 +28,7 @@ from cluster.resolution import resolve_model, trained_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME
 from cluster.storage.operations import StoragePath, storage_path
 from cluster.storage.retry import retried
+from cluster.tasks import learns_labels
 from cluster.topology import Topology
 from data_pipeline.plan import DataPlan
 from llm.config import ModelConfig
@@ -207,6 +208,12 @@ def check_initial_weights(config: RunConfig, plan: DataPlan, facts: Mapping[str,
             f"data.dataset: {dataset.directory} was built with tokenizer {dataset.tokenizer_hash}, and the weights of "
             f"{weights.directory} were trained with {trained_with}: their token ids mean different text. Build the "
             f"dataset with `tokenizer: {{path: {weights.tokenizer_path}}}`."
+        )
+    has_text_head = weights.model.head is None or weights.model.tie_word_embeddings
+    if not has_text_head and not learns_labels(config.task):
+        raise RunRefusedError(
+            f"task is {config.task}, and initialize_from is {config.initialize_from}, which was trained to label and "
+            "has no weights of an output for text. Name the run that it began with, or a task that learns labels."
         )
     asked = resolve_model(config.model, dataset.vocab_size)
     if listed := told_contradictions(weights.model, asked):

@@ -170,7 +170,10 @@ def train(
         target_weight, stops, regroups, leaves = collectives.sum(
             [batch.weight_sum, effects.stop_requested(), regroup != "no", regroup == "now"]
         )
-        scale = torch.tensor(1.0 / max(target_weight, 1.0), dtype=torch.float32, device=device)
+        target_weight = (
+            target_weight or 1.0
+        )  # any sum is divided by, also one below 1, as of few rows of a common class
+        scale = torch.tensor(1.0 / target_weight, dtype=torch.float32, device=device)
 
         engine.begin_step(len(batch.micro_batches))
         loss_sum = torch.zeros((), dtype=torch.float64, device=device)
@@ -181,7 +184,7 @@ def train(
             for name, term in sums.terms.items():
                 term_sums[name] = term_sums.get(name, 0.0) + term.double()
 
-        loss = collectives.sum([loss_sum.item()])[0] / max(target_weight, 1.0)
+        loss = collectives.sum([loss_sum.item()])[0] / target_weight
         if fresh:
             effects.check_loss(batch.step, loss)
         if saved_last:
@@ -237,5 +240,5 @@ def _means(sums: Mapping[str, torch.Tensor], target_weight: float, collectives: 
         return {}
     sizes = [term.numel() for term in sums.values()]
     flat = torch.cat([term.reshape(-1) for term in sums.values()])
-    whole = torch.tensor(collectives.sum(flat.tolist()), dtype=torch.float64) / max(target_weight, 1.0)
+    whole = torch.tensor(collectives.sum(flat.tolist()), dtype=torch.float64) / target_weight
     return {name: part.tolist() for name, part in zip(sums, torch.split(whole, sizes), strict=True)}

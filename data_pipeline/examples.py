@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ import numpy.typing as npt
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
 from data_pipeline.labels import NO_LABEL
-from data_pipeline.manifest import LabelsRecord
 from data_pipeline.plan import DataPlan
 from data_pipeline.rows import ExampleRows
 from data_pipeline.sequences import Batch, TrainingSequences
@@ -34,20 +34,30 @@ class Examples:
         dataset: A dataset with labels.
         split: `train` or `validation`.
         seq_len: The most tokens of a row.
-        balanced: Weigh classes by how rare they are in the training split.
+        class_weights: What a label of each class counts in the loss; None: 1. Shape: (C,).
+        one_length: Pad every row to the sequence length, whatever stands beside it.
 
     Raises:
-        DatasetError: The dataset has no labels, or none that can be balanced.
+        DatasetError: The dataset has no labels.
     """
 
-    def __init__(self, dataset: Dataset, split: str, seq_len: int, *, balanced: bool = False) -> None:
+    def __init__(
+        self,
+        dataset: Dataset,
+        split: str,
+        seq_len: int,
+        *,
+        class_weights: npt.NDArray[np.float32] | None = None,
+        one_length: bool = False,
+    ) -> None:
         self.labels = dataset.labels
         self.seq_len = seq_len
         self._stream = dataset.split(split)
         self._rows = ExampleRows(self._stream, seq_len)
         self.lengths = self._rows.lengths
         """Tokens of each row. Shape: (documents,)."""
-        self._class_weights = _balanced(dataset, self.labels) if balanced else None
+        self._class_weights = class_weights
+        self._one_length = one_length
         self._column: Any = None
 
     def __len__(self) -> int:
@@ -57,9 +67,9 @@ class Examples:
         """Reads documents by number, -1 for a padding row.
 
         Returns:
-            The batch, row for row, as long as its longest row rounded up. `targets` are int64 classes or float32
-            numbers of shape (B, T), or float32 0 and 1 of shape (B, T, C) where a document has any number of C classes;
-            `sample_index` is the number of the document.
+            The batch, row for row, as long as its longest row rounded up, or all of one length. `targets` are int64
+            classes or float32 numbers of shape (B, T), or float32 0 and 1 of shape (B, T, C) where a document has any
+            number of C classes; `sample_index` is the number of the document.
         """
         wanted = np.asarray(indices, dtype=np.int64)
         return self.assemble([None if index < 0 else self.row(index) for index in wanted.tolist()], wanted)
@@ -81,7 +91,9 @@ class Examples:
             sample_index: What identifies each. Shape: (B,).
         """
         longest = max((len(row[0]) for row in rows if row is not None), default=1)
-        length = min(-(-longest // _BUCKET_TOKENS) * _BUCKET_TOKENS, max(self.seq_len, longest))
+        length = min(-(-longest // _BUCKET_TOKENS) * _BUCKET_TOKENS, self.seq_len)
+        if self._one_length:
+            length = self.seq_len
         shape = (len(rows), length)
         tokens = np.zeros(shape, dtype=np.int64)
         weights = np.zeros(shape, dtype=np.float32)
@@ -123,13 +135,22 @@ class Examples:
 
 
 class TrainingExamples:
-    """The training examples of a plan, by logical index; see `data_pipeline.sequences.TrainingSequences`."""
+    """The training examples of a plan, by logical index; see `data_pipeline.sequences.TrainingSequences`.
 
-    def __init__(self, plan: DataPlan) -> None:
+    Args:
+        plan: What is trained on.
+        one_length: See `Examples`.
+
+    Raises:
+        DatasetError: The labels of its datasets cannot be balanced, as it asks for.
+    """
+
+    def __init__(self, plan: DataPlan, *, one_length: bool = False) -> None:
         self.plan = plan
-        balanced = plan.config.class_weights == "balanced"
+        weights = balanced_weights(plan.datasets) if plan.config.class_weights == "balanced" else None
         self._examples = [
-            Examples(dataset, "train", plan.config.seq_len, balanced=balanced) for dataset in plan.datasets
+            Examples(dataset, "train", plan.config.seq_len, class_weights=weights, one_length=one_length)
+            for dataset in plan.datasets
         ]
         self._known_steps, self._known_tokens = [0], [0]
 
@@ -173,18 +194,31 @@ class TrainingExamples:
         return tokens
 
 
-def training_data(plan: DataPlan) -> TrainingSequences | TrainingExamples:
-    """What a plan trains on, as its packing says."""
-    return TrainingExamples(plan) if plan.config.packing == "examples" else TrainingSequences(plan)
+def training_data(plan: DataPlan, *, one_length: bool = False) -> TrainingSequences | TrainingExamples:
+    """What a plan trains on, as its packing says; sequences have one length anyway."""
+    if plan.config.packing == "examples":
+        return TrainingExamples(plan, one_length=one_length)
+    return TrainingSequences(plan)
 
 
-def _balanced(dataset: Dataset, labels: LabelsRecord) -> npt.NDArray[np.float32]:
-    """labels / (classes * labels of the class) over those that appear (King and Zeng 2001, as in scikit-learn)."""
-    if labels.kind not in ("class", "token_class"):
+def balanced_weights(datasets: Sequence[Dataset]) -> npt.NDArray[np.float32]:
+    """labels / (classes * labels of the class) over those that appear (King and Zeng 2001, as in scikit-learn).
+
+    Args:
+        datasets: With the same classes; their training splits are counted together, whatever share each has of them.
+
+    Returns:
+        Of each class. Shape: (C,).
+
+    Raises:
+        DatasetError: Their labels are no classes, of which a document or word has one.
+    """
+    first = datasets[0]
+    if first.labels.kind not in ("class", "token_class"):
         raise DatasetError(
-            f"data.class_weights is balanced, and {dataset.directory} is labelled with {labels.kind}: only one class "
-            "of several can be balanced. Leave class_weights out."
+            f"data.class_weights is balanced, and {first.directory} is labelled with {first.labels.kind}: only one "
+            "class of several can be balanced. Leave class_weights out."
         )
-    counts = np.array(labels.counts["train"], dtype=np.float64)
+    counts = np.sum([dataset.labels.counts["train"] for dataset in datasets], axis=0, dtype=np.float64)
     weights: npt.NDArray[np.float64] = counts.sum() / (np.count_nonzero(counts) * np.maximum(counts, 1))
     return weights.astype(np.float32)

@@ -61,7 +61,7 @@ def field(source: SourceConfig, value: dict[str, Any], option: str, where: str) 
     return value[key]
 
 
-def text_field(source: SourceConfig, value: dict[str, Any], option: str, where: str, line: bytes) -> bytes:
+def text_field(source: SourceConfig, value: dict[str, Any], option: str, where: str) -> bytes:
     """Returns the text under the key that an option of the source names; bytes, because it may not be UTF-8.
 
     Raises:
@@ -72,7 +72,7 @@ def text_field(source: SourceConfig, value: dict[str, Any], option: str, where: 
         what = option.removesuffix("_field")
         raise CorpusError(
             f"Source {source.name!r}: {where} has {type_in_words(text)} under {getattr(source, option)!r}, not "
-            f"a string: {excerpt(line)}. Set {option} to the key of the {what}."
+            f"a string: {quoted(value)}. Set {option} to the key of the {what}."
         )
     return as_read(text)
 
@@ -86,8 +86,14 @@ def as_read(text: str) -> bytes:
 
 
 def type_in_words(value: Any) -> str:
-    """Names the JSON type of a value."""
-    return _TYPES[type(value).__name__]
+    """Names the JSON type of a value, or what else a column of Parquet may hold."""
+    kind = type(value).__name__
+    return _TYPES.get(kind, f"a value of type {kind}")
+
+
+def quoted(value: dict[str, Any]) -> str:
+    """Quotes the beginning of an object as a line spells it, for messages alone: it takes as long as parsing it."""
+    return excerpt(json.dumps(value, ensure_ascii=False, default=str).encode(errors="surrogatepass"))
 
 
 def excerpt(line: bytes) -> str:

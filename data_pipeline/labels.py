@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from data_pipeline.label_config import LabelKind, LabelsConfig
 Label = str | float | tuple[str, ...] | tuple[str | None, ...]
 """A class, a number, classes, or the class of each word, None where it has none."""
 
+_WHOLE = re.compile(r"-?[0-9]{1,18}")
+LARGEST_NUMBER = 3.4e38
+"""Models learn numbers in fp32."""
 NO_LABEL = -1
 """Stands at tokens that have no label of their own."""
 
@@ -61,10 +65,10 @@ class LabelReader:
     def _number(self, value: Any, where: str) -> float:
         try:
             found = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             found = math.nan
-        if not math.isfinite(found):
-            raise self._wrong(value, where, "a finite number")
+        if not abs(found) <= LARGEST_NUMBER:
+            raise self._wrong(value, where, "a finite number, in fp32 too")
         return found
 
     def _name(self, value: Any, where: str) -> str:
@@ -73,6 +77,8 @@ class LabelReader:
         if not isinstance(value, str | int) or value == "":
             raise self._wrong(value, where, "a class: a word or a whole number")
         name = str(value)
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise self._wrong(value, where, "a class whose name is UTF-8")
         names = self.config.names
         if names is not None and name not in names:
             raise CorpusError(
@@ -126,7 +132,7 @@ class LabelCounts:
 
 def _natural(name: str) -> tuple[int, int, str]:
     """Whole numbers by their value, before words."""
-    return (0, int(name), name) if name.lstrip("-").isascii() and name.lstrip("-").isdigit() else (1, 0, name)
+    return (0, int(name), name) if _WHOLE.fullmatch(name) else (1, 0, name)
 
 
 class LabelMap:

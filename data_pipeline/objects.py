@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -32,14 +31,13 @@ def document_of(
     Raises:
         CorpusError: Says what is missing or of another kind.
     """
-    line = json.dumps(value, ensure_ascii=False, default=str).encode(errors="surrogatepass")
     name = place if source.id_field is None else str(field(source, value, "id_field", where))
     if source.holds_conversations:
-        turns = read_turns(source, value, where, line)
+        turns = read_turns(source, value, where)
         data = b"".join(turn.data for turn in turns)
         return RawDocument(_printable(name), source.name, data, where, turns=turns)
     if labels is None:
-        return RawDocument(_printable(name), source.name, text_field(source, value, "text_field", where, line), where)
+        return RawDocument(_printable(name), source.name, text_field(source, value, "text_field", where), where)
     if labels.field not in value:
         raise CorpusError(
             f"Source {source.name!r}: {where} has no key {labels.field!r}; it has "
@@ -48,7 +46,7 @@ def document_of(
     if labels.kind == "token_class":
         words = _words(source, field(source, value, "text_field", where), where)
         return _tagged(source, name, where, words, LabelReader(labels, source.name).read(value[labels.field], where))
-    data = text_field(source, value, "text_field", where, line)
+    data = text_field(source, value, "text_field", where)
     label = LabelReader(labels, source.name).read(value[labels.field], where)
     return RawDocument(_printable(name), source.name, data, where, label=label)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from launcher.errors import UsageError
+from launcher.line_file import require_text
 
 STANDARD_INPUT = Path("-")
 
@@ -75,4 +76,5 @@ def _from_json(line: str, text_field: str, words: bool, where: str) -> TextLine:
     is_right = isinstance(text, list) and all(isinstance(word, str) and word.strip() for word in text)
     if not (is_right if words else isinstance(text, str) and text.strip()) or not text:
         raise UsageError(f"{where}: {text!r} under {text_field!r} is not {wanted} that is not empty. Mend the line.")
+    require_text(json.dumps(fields, ensure_ascii=False), where)
     return TextLine(text=text, fields=fields)

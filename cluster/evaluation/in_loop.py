@@ -59,7 +59,7 @@ def evaluate_datasets(
             found = predict(
                 model,
                 shape.head,
-                Examples(dataset, "validation", config.data.seq_len),
+                Examples(dataset, "validation", config.data.seq_len, one_length=config.train.compile),
                 topology=topology,
                 collectives=collectives,
                 micro_batch_size=config.train.micro_batch_size,

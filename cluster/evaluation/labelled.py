@@ -61,8 +61,9 @@ class Predictions:
 def _outputs(task: str, said: _Said) -> Outputs:
     if task == "regression":
         return Outputs(labels=said.labels.astype(np.float64), predictions=said.values[:, 0])
-    if task == "token_classification":
-        return Outputs(labels=said.labels, predictions=said.values.argmax(axis=1), lengths=said.lengths)
+    if task == "token_classification":  # a document none of whose words has a label says nothing
+        lengths = said.lengths[said.lengths > 0]
+        return Outputs(labels=said.labels, predictions=said.values.argmax(axis=1), lengths=lengths)
     return Outputs(labels=said.labels.astype(np.int64), probabilities=said.values)
 
 

@@ -169,11 +169,19 @@ def _of_text(path: Path, stride: int | None) -> Way:
 
 
 def _of_datasets(path: Path | None, answers: bool) -> Way:
+    from launcher.errors import UsageError
     from launcher.evaluations import of_datasets, of_labels
 
     def evaluate_paths(loaded: LoadedModel) -> Evaluation:
         paths = list(loaded.dataset_paths) if path is None else [str(path)]
-        return of_datasets(loaded, paths, answers) if loaded.label_kind is None else of_labels(loaded, paths)
+        if loaded.label_kind is None:
+            return of_datasets(loaded, paths, answers)
+        if answers:
+            raise UsageError(
+                f"--answers was given, and {loaded.run_directory} predicts labels (task {loaded.task}): nothing is an "
+                "answer to them. Leave it out."
+            )
+        return of_labels(loaded, paths)
 
     return evaluate_paths
 

@@ -18,7 +18,6 @@ from llm.metrics.counted import (
     averages,
     averages_table,
     class_table,
-    confusion,
     confusion_table,
     defined,
     defined_mean,
@@ -154,25 +153,29 @@ def _tables(
 ) -> dict[str, Table]:
     classes = len(names)
     predicted_N = probabilities_NC.argmax(axis=1)
-    matrix_CC = confusion(labels_N, predicted_N, classes)
-    counts = (matrix_CC.diagonal(), matrix_CC.sum(axis=0), matrix_CC.sum(axis=1))
+    right_N = predicted_N[predicted_N == labels_N]
+    correct_C, predicted_C, support_C = (
+        np.bincount(each, minlength=classes) for each in (right_N, predicted_N, labels_N)
+    )
+    counts = (correct_C, predicted_C, support_C)
     tables = {
         "classes": class_table(names, counts, {name: defined(area_C) for name, area_C in areas.items()}),
         "averages": averages_table(counts, absent_count=False),
         "calibration": _calibration(probabilities_NC, labels_N).table(),
-        **confusion_table(matrix_CC, names),
+        **confusion_table(labels_N, predicted_N, names),
     }
     if classes > 2:
-        tables["confused"] = _confused(matrix_CC, names)
+        tables["confused"] = _confused(labels_N, predicted_N, support_C, names)
     return tables
 
 
-def _confused(matrix_CC: IntArray, names: tuple[str, ...]) -> Table:
+def _confused(labels_N: IntArray, predicted_N: IntArray, support_C: IntArray, names: tuple[str, ...]) -> Table:
     """The commonest mistakes."""
-    wrong_CC = matrix_CC - np.diag(matrix_CC.diagonal())
-    order = np.argsort(-wrong_CC.ravel(), kind="stable")[:_PAIRS]
+    wrong_N = labels_N != predicted_N
+    pairs, examples = np.unique(labels_N[wrong_N] * len(names) + predicted_N[wrong_N], return_counts=True)
+    commonest = np.argsort(-examples, kind="stable")[:_PAIRS]
     rows: list[tuple[Cell, ...]] = []
-    for label, predicted in zip(*np.unravel_index(order, wrong_CC.shape), strict=True):
-        if examples := int(wrong_CC[label, predicted]):
-            rows.append((names[label], names[predicted], examples, examples / int(matrix_CC[label].sum())))
+    for pair, count in zip(pairs[commonest].tolist(), examples[commonest].tolist(), strict=True):
+        label, predicted = divmod(pair, len(names))
+        rows.append((names[label], names[predicted], count, count / int(support_C[label])))
     return Table(columns=("label", "predicted", "examples", "share_of_label"), rows=tuple(rows))

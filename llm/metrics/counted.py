@@ -124,10 +124,11 @@ def confusion(labels_N: IntArray, predicted_N: IntArray, classes: int) -> IntArr
     return np.bincount(labels_N * classes + predicted_N, minlength=classes**2).reshape(classes, classes)
 
 
-def confusion_table(matrix_KK: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
-    """The matrix as the table `confusion`, where it is small enough to be read."""
+def confusion_table(labels_N: IntArray, predicted_N: IntArray, names: tuple[str, ...]) -> dict[str, Table]:
+    """The matrix as the table `confusion`, where it is small enough to be read; that of 100,000 classes takes 80 GB."""
     if len(names) > _DRAWN_CONFUSION:
         return {}
+    matrix_KK = confusion(labels_N, predicted_N, len(names))
     rows = tuple((name, *row) for name, row in zip(names, matrix_KK.tolist(), strict=True))
     return {"confusion": Table(columns=("label", *names), rows=rows)}
 

@@ -103,7 +103,10 @@ def _residuals(residuals_N: FloatArray) -> dict[str, Table]:
     summary: list[tuple[str, float]] = [("mean", float(residuals_N.mean())), ("deviation", float(residuals_N.std()))]
     quantiles = np.quantile(residuals_N, list(_QUANTILES.values())).tolist()
     summary += list(zip(_QUANTILES, quantiles, strict=True))
-    counts, edges = np.histogram(residuals_N, bins=_HISTOGRAM_BINS)
+    low, high = float(residuals_N.min()), float(residuals_N.max())
+    least = _HISTOGRAM_BINS * np.spacing(max(abs(low), abs(high)))  # narrower bins would have equal edges
+    beyond = 0.0 if high - low > least else max(0.5, least)
+    counts, edges = np.histogram(residuals_N, bins=_HISTOGRAM_BINS, range=(low - beyond, high + beyond))
     bins = zip(edges[:-1].tolist(), edges[1:].tolist(), counts.tolist(), strict=True)
     return {
         "residuals": Table(columns=("residual", "value"), rows=tuple(summary)),

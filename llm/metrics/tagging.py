@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 
 from llm.errors import MetricsError
 from llm.metrics.classification import AVERAGES
-from llm.metrics.counted import averages, averages_table, class_table, confusion, confusion_table
+from llm.metrics.counted import averages, averages_table, class_table, confusion_table
 from llm.metrics.entities import EntityTags, entity_tags
 from llm.metrics.inputs import FloatArray, IntArray, class_labels, class_names
 from llm.metrics.intervals import Statistic
@@ -50,7 +50,7 @@ def tagging(outputs: Outputs, names: Sequence[str]) -> Measures:
     tables = _tables(tokens, tags, heading="tag", prefix="")
     if entities is not None and scheme is not None:
         tables |= _tables(entities, scheme.types, heading="entity", prefix="entity_")
-    tables |= confusion_table(confusion(labels_K, predicted_K, len(tags)), tags)
+    tables |= confusion_table(labels_K, predicted_K, tags)
     headline = point(statistic, len(lengths_N))
     return Measures(examples=len(lengths_N), headline=headline, drawn=statistic, of_rows=of_rows, tables=tables)
 

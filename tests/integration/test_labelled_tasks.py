@@ -13,16 +13,19 @@ import pytest
 import torch
 from attempts import attempt_alone, kill_attempt, record_of
 from gloo import run_ranks
-from labelled_runs import build_labelled, labelled_run, sentences_of
+from labelled_runs import LABELS, build_labelled, labelled_run, sentences_of
 from sklearn.metrics import accuracy_score, f1_score, mean_squared_error, r2_score
 from tiny import SilentLink, begin, no_tracking, tiny_run
 
 from cluster.attempt import Surroundings, run_attempt
+from cluster.branch import plan_branch
 from cluster.config import RunConfig
 from cluster.engines.builders import deepspeed_engine
 from cluster.errors import RunRefusedError
 from cluster.inference import load_run
+from cluster.initial_weights import check_initial_weights
 from cluster.record.logs import read_lines
+from cluster.resolution import open_plan
 from cluster.topology import Topology
 from data_pipeline.dataset import Dataset
 from data_pipeline.errors import DatasetError
@@ -31,12 +34,12 @@ from llm.heads import HEADS
 
 FP32_LOSS_TOLERANCE = 1e-5  # Resume law: relative, over the next 20 steps, any topology
 KINDS = ("class", "classes", "number", "token_class")
+EMMA = Path(str(importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"))
 
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    text = Path(str(importlib.resources.files("data_pipeline.sample") / "emma.txt.gz"))
-    sentences = sentences_of(text, 130)
+    sentences = sentences_of(EMMA, 130)
     return {kind: build_labelled(tmp_path_factory.mktemp(kind), kind, sentences) for kind in KINDS}
 
 
@@ -96,6 +99,22 @@ def test_other_worlds_and_stages_follow_the_same_curve(
             assert mine["train/loss"] == pytest.approx(theirs["train/loss"], rel=FP32_LOSS_TOLERANCE)
         for mine, theirs in zip(evaluations(config), evaluations(alone), strict=True):
             assert mine["eval/loss"] == pytest.approx(theirs["eval/loss"], rel=1e-4)  # after 12 updates
+
+
+def test_attention_drops_the_same_whatever_rows_stand_beside(datasets: dict[str, Path], tmp_path: Path) -> None:
+    curves = []
+    for rows in (1, 6):
+        config = labelled_run(
+            tmp_path / str(rows),
+            datasets["class"],
+            "class",
+            train__max_steps=4,
+            train__micro_batch_size=rows,
+            model__attention_dropout=0.3,
+        )
+        attempt_alone(config)
+        curves.append([row["train/loss"] for row in record_of(config) if row["kind"] == "train"])
+    assert curves[0] == pytest.approx(curves[1], rel=FP32_LOSS_TOLERANCE)
 
 
 def predictions(config: RunConfig, dataset: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -181,12 +200,47 @@ def test_trunk_of_a_language_model_carries_over_and_the_head_is_new(datasets: di
     assert after["score.weight"].std() > 0
 
 
+def test_language_model_does_not_begin_with_a_trunk_that_has_no_output_for_text(
+    datasets: dict[str, Path], tmp_path: Path
+) -> None:
+    labelled = labelled_run(
+        tmp_path / "labelled", datasets["class"], "class", train__max_steps=1, model__tie_word_embeddings=False
+    )
+    attempt_alone(labelled)
+    config = tiny_run(
+        tmp_path / "text",
+        datasets["class"],
+        initialize_from=str(tmp_path / "labelled" / "tiny"),
+        model__tie_word_embeddings=False,
+    )
+    with pytest.raises(RunRefusedError, match=r"trained to label and has no weights of an output for text"):
+        check_initial_weights(config, open_plan(config), {})
+
+
 def test_dataset_of_another_kind_of_labels_is_refused_with_the_task_that_fits(
     datasets: dict[str, Path], tmp_path: Path
 ) -> None:
     config = replace(labelled_run(tmp_path, datasets["number"], "number"), task="sequence_classification")
     with pytest.raises(RunRefusedError, match=r"are of kind number. Use regression, or build the dataset with"):
         attempt_alone(config)
+
+
+@pytest.mark.parametrize("names", [("long", "short"), ("short", "long", "longer")])
+def test_branch_is_refused_when_the_labels_of_its_data_mean_something_else(
+    names: tuple[str, ...], datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = labelled_run(tmp_path, datasets["class"], "class", train__max_steps=4)
+    attempt_alone(parent)
+    monkeypatch.setitem(LABELS, "class", replace(LABELS["class"], names=names))
+    other = build_labelled(tmp_path / "other", "class", sentences_of(EMMA, 130))
+    child = replace(
+        parent,
+        name="child",
+        data=replace(parent.data, dataset=str(other)),
+        train=replace(parent.train, max_steps=8),
+    )
+    with pytest.raises(RunRefusedError, match=r"learned class \['short', 'long'\]: the outputs of its head mean"):
+        plan_branch(tmp_path / "tiny", 4, child)
 
 
 def test_dataset_without_labels_is_refused(dataset: Path, tmp_path: Path) -> None:

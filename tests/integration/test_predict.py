@@ -106,6 +106,7 @@ def test_evaluation_gives_the_measures_of_the_run_with_intervals(runs: dict[str,
         (["generate", "{run}", "--prompt", "a"], "predicts labels (task sequence_classification), not text"),
         (["evaluate", "{run}", "--text", "{text}"], "predicts labels (task sequence_classification), not text"),
         (["evaluate", "{run}", "--dataset", "{other}"], "its outputs mean something else"),
+        (["evaluate", "{run}", "--answers"], "--answers was given, and"),
     ],
 )
 def test_what_such_a_model_cannot_do_is_refused(

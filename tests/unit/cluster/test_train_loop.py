@@ -41,11 +41,11 @@ class CountingEngine:
         self._diary.append("discard")
 
 
-def batches(last_step: int) -> Iterator[RankBatch]:
+def batches(last_step: int, weight_sum: float = 8.0) -> Iterator[RankBatch]:
     nothing = torch.zeros(1, 4)
     part = MicroBatch(nothing, nothing, nothing, None)
     for step in range(1, last_step + 1):
-        yield RankBatch(step, (part,) * PARTS, 8.0, np.zeros(2, dtype=np.int64))
+        yield RankBatch(step, (part,) * PARTS, weight_sum, np.zeros(2, dtype=np.int64))
 
 
 def run(
@@ -54,6 +54,7 @@ def run(
     stop_at: int | None = None,
     regroup: tuple[int, Regroup] = (0, "no"),
     verdicts: Mapping[int, Verdict] = {},
+    weight_sum: float = 8.0,
     **rhythm: Any,
 ) -> tuple[Ending, list[str]]:
     diary: list[str] = []
@@ -66,7 +67,7 @@ def run(
     settings = {"log_every_steps": 2, "evaluate_every_steps": 3, "checkpoint_every_steps": 2, **rhythm}
     end = train(
         CountingEngine(diary),  # type: ignore[arg-type]
-        batches(last_step),
+        batches(last_step, weight_sum),
         rhythm=Rhythm(last_step=last_step, **settings),
         learning_rate=lambda step: step / 10,
         collectives=Collectives(),
@@ -107,6 +108,12 @@ def test_step_does_everything_in_order() -> None:
         "evaluate 4",
         "save 4",
     ]
+
+
+@pytest.mark.parametrize(("weight_sum", "loss"), [(8.0, 1.0), (0.5, 16.0), (0.0, 8.0)])
+def test_loss_is_the_mean_when_the_weights_sum_to_less_than_one(weight_sum: float, loss: float) -> None:
+    _, diary = run(2, weight_sum=weight_sum)  # the second step's parts have losses of 4 each
+    assert f"log 2 {loss} 1.5" in diary
 
 
 def test_loop_saves_and_ends_when_a_stop_is_requested() -> None:

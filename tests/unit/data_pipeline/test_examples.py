@@ -96,20 +96,48 @@ def test_rows_are_as_long_as_the_longest_rounded_up_and_padding_has_no_weight(da
     assert batch.sample_index.tolist() == [shortest, -1]
 
 
+def test_rows_hold_the_same_in_one_length(datasets: dict[str, Dataset]) -> None:
+    plan = plan_of(datasets["token_class"])
+    short = TrainingExamples(plan).read([0, 1])
+    whole = TrainingExamples(plan, one_length=True).read([0, 1])
+    assert whole.tokens.shape == (2, SEQ_LEN)
+    for name in ("tokens", "targets", "loss_weights"):
+        kept, padding = np.split(getattr(whole, name), [short.tokens.shape[1]], axis=1)
+        assert (kept == getattr(short, name)).all()
+        assert not padding.any()
+
+
 def test_balanced_classes_weigh_alike_in_the_whole_split(tmp_path: Path) -> None:
     lines = [{**line, "class": "rare" if number % 10 == 0 else "common"} for number, line in enumerate(rated())]
     dataset = build_labelled(tmp_path, KINDS["class"], lines)
-    examples = Examples(dataset, "train", SEQ_LEN, balanced=True)
-    batch = examples.read(np.arange(len(examples)))
+    examples = TrainingExamples(plan_of(dataset, class_weights="balanced"))
+    batch = examples.read(np.arange(examples.plan.rows[0]))
     stands = batch.loss_weights > 0
     by_class = [batch.loss_weights[stands & (batch.targets == number)].sum() for number in range(2)]
     assert by_class[0] == pytest.approx(by_class[1], rel=1e-5)
-    assert sum(by_class) == pytest.approx(len(examples), rel=1e-5)
+    assert sum(by_class) == pytest.approx(examples.plan.rows[0], rel=1e-5)
+
+
+def test_classes_weigh_alike_over_all_datasets_in_whatever_order(tmp_path: Path) -> None:
+    labels = replace(KINDS["class"], names=("common", "rare"))
+    lines = [
+        {**line, "class": "rare" if number < 2 or number > 35 else "common"} for number, line in enumerate(rated())
+    ]
+    first = build_labelled(tmp_path / "first", labels, lines[:36])
+    given = TokenizerConfig(path=str(first.directory / "tokenizer.model"))
+    other = build_labelled(tmp_path / "other", labels, lines[30:], tokenizer=given)  # mostly of the other class
+    counts = [sum(dataset.labels.counts["train"][number] for dataset in (first, other)) for number in range(2)]
+    for datasets in ((first, other), (other, first)):
+        batch = TrainingExamples(plan_of(*datasets, class_weights="balanced")).read(np.arange(100))
+        stands = batch.loss_weights > 0
+        for number, count in enumerate(counts):
+            weights = batch.loss_weights[stands & (batch.targets == number)]
+            assert weights == pytest.approx(sum(counts) / (2 * count))
 
 
 def test_numbers_cannot_be_balanced(datasets: dict[str, Dataset]) -> None:
     with pytest.raises(DatasetError, match=r"and .* is labelled with number: only one class of several"):
-        Examples(datasets["number"], "train", SEQ_LEN, balanced=True)
+        TrainingExamples(plan_of(datasets["number"], class_weights="balanced"))
 
 
 def test_each_document_is_trained_on_once_an_epoch(datasets: dict[str, Dataset]) -> None:

@@ -47,6 +47,13 @@ def test_label_is_read_as_its_kind_asks(config: LabelsConfig, value: Any, label:
             True,
             "has True under 'label', and labels.kind is number: it must be a finite num",
         ),
+        (LabelsConfig(kind="number"), 10**400, "has 1000.* under 'label', and labels.kind is number: it must be a fin"),
+        (LabelsConfig(kind="number"), 1e300, "has 1e\\+300 under 'label', and labels.kind is number: it must be a fin"),
+        (
+            LabelsConfig(kind="class"),
+            "\ud800",
+            "has .* under 'label', and labels.kind is class: it must be a class who",
+        ),
         (LabelsConfig(kind="class"), 1.5, "has 1.5 under 'label', and labels.kind is class: it must be a class"),
         (LabelsConfig(kind="class"), "", "has '' under 'label', and labels.kind is class: it must be a class"),
         (LabelsConfig(kind="classes"), "a", "has 'a' under 'label', and labels.kind is classes: it must be a list"),
@@ -64,9 +71,9 @@ def test_what_is_no_label_is_refused_with_its_place(config: LabelsConfig, value:
 
 def test_classes_are_those_found_numbers_by_value_before_words() -> None:
     counts = LabelCounts()
-    for label in ("b", "10", "a", "9", "b"):
+    for label in ("b", "10", "a", "9", "-1", "--5", "b"):
         counts.add(label)
-    assert counts.names(LabelsConfig(kind="class")) == ("9", "10", "a", "b")
+    assert counts.names(LabelsConfig(kind="class")) == ("-1", "9", "10", "--5", "a", "b")
     assert counts.of(("b", "c", "9")) == (2, 0, 1)
 
 

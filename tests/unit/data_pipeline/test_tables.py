@@ -69,3 +69,10 @@ def test_file_that_is_no_parquet_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"no such thing")
     with pytest.raises(CorpusError, match=r"a\.parquet cannot be read as Parquet after row 0"):
         documents(path)
+
+
+def test_text_that_is_no_text_in_parquet_is_refused_with_its_type(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": [b"one"], "score": [1.0]}), path)
+    with pytest.raises(CorpusError, match=r"a\.parquet, row 1 has a value of type bytes under 'text', not a string"):
+        documents(path)

@@ -46,6 +46,8 @@ def test_standard_input_may_mix_texts_and_objects(monkeypatch: pytest.MonkeyPatc
         (b'{"body": "a"}', False, r"line 2: no object with the key 'text'; it has 'body'. Set --text-field"),
         (b"[1]", False, r"line 2: no object with the key 'text'; it has none"),
         (b"{", False, r"line 2: not JSON"),
+        (b'{"text": "a\\ud800"}', False, r"line 2: .* has half a UTF-16 pair at character 11, and is no text"),
+        (b'{"text": "a", "id": "\\ud800"}', False, r"line 2: .* has half a UTF-16 pair"),
         (b"\xff", False, r"line 2: not UTF-8 text \(byte 0\). Convert it first."),
     ],
 )

@@ -20,7 +20,7 @@ from data_pipeline.examples import Examples
 from data_pipeline.label_config import LabelsConfig
 from llm.head_config import HeadConfig
 from llm.metrics.measured import from_json
-from tests.unit.data_pipeline.labelled import build_labelled
+from tests.unit.data_pipeline.labelled import build_labelled, rated
 
 NUMBER = HeadConfig(predicts="number", outputs=1)
 
@@ -78,6 +78,33 @@ def test_only_the_first_documents_are_asked_about_where_so_many_were_wanted(exam
 def test_measures_are_left_out_where_a_prediction_is_not_a_number(examples: Examples) -> None:
     assert run(CountsTokens(broken=True), examples).measured("regression", ()) is None
     assert run(CountsTokens(), examples).measured("regression", ()) is not None
+
+
+class SaysTheFirst:
+    """Finds the first of two classes likelier everywhere."""
+
+    def outputs(self, batch: MicroBatch) -> torch.Tensor:
+        return torch.tensor([1.0, 0.0]).expand(*batch.tokens.shape, 2).clone()
+
+
+def test_documents_none_of_whose_words_has_a_label_are_not_measured(tmp_path: Path) -> None:
+    lines = [{**line, "tags": [None] * len(line["words"])} if n % 2 else line for n, line in enumerate(rated())]
+    dataset = build_labelled(tmp_path, LabelsConfig(kind="token_class", field="tags"), lines)
+    examples = Examples(dataset, "validation", 32)
+    labelled = int((examples.read(np.arange(len(examples))).loss_weights.sum(axis=1) > 0).sum())
+    found = predict(
+        SaysTheFirst(),  # type: ignore[arg-type]
+        HeadConfig(predicts="class", outputs=2, bias=True),
+        examples,
+        topology=Topology(),
+        collectives=Collectives(),
+        micro_batch_size=4,
+        max_examples=None,
+    )
+    assert found is not None
+    measured = found.measured("token_classification", dataset.labels.names)
+    assert measured is not None
+    assert 0 < measured.examples == labelled < len(examples)
 
 
 def test_measures_are_written_and_read_back(examples: Examples, tmp_path: Path) -> None:

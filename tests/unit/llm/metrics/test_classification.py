@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sklearn
 
 from llm.metrics import Outputs, measure
-from llm.metrics.classification import classification_statistic
+from llm.metrics.classification import _tables, classification_statistic
 from llm.metrics.intervals import draws
 
 TOLERANCE = 1e-12
@@ -194,3 +195,16 @@ def test_matrix_and_most_curves_are_left_out_when_classes_are_very_many(classes:
     assert len(measured.curves["roc"]) == 10
     assert measured.headline["roc_auc"] is not None
     assert "roc_auc" not in measured.intervals
+
+
+def test_tables_need_no_matrix_of_all_pairs_when_classes_are_very_many() -> None:
+    classes = 50_000  # whose matrix would be 20 GB
+    labels_N = np.array([0, 1, 2, 2])
+    probabilities_NC = np.zeros((4, classes))
+    probabilities_NC[np.arange(4), [0, 2, 1, 1]] = 1
+    tracemalloc.start()
+    tables = _tables(probabilities_NC, labels_N, tuple(map(str, range(classes))), areas={})
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 100 * 2**20
+    assert tables["confused"].rows == (("2", "1", 2, 1.0), ("1", "2", 1, 1.0))

@@ -116,3 +116,11 @@ def test_points_are_a_sample_from_end_to_end_when_there_are_many() -> None:
     assert (min(points["x"]), max(points["x"])) == (labels_N.min(), labels_N.max())
     by_label = dict(zip(labels_N.tolist(), predictions_N.tolist(), strict=True))
     assert [by_label[label] for label in points["x"]] == points["y"]
+
+
+@pytest.mark.parametrize("deviation", [0.0, 4e-7])
+def test_residuals_are_counted_when_they_differ_by_rounding_alone(deviation: float) -> None:
+    predictions_N = np.array([0.1, 0.1, 0.1 + deviation])
+    measured = measure("regression", Outputs(labels=np.full(3, 1.7e9), predictions=predictions_N), resamples=0)
+    rows = measured.tables["residual_histogram"].rows
+    assert sum(int(examples) for _, _, examples in rows if isinstance(examples, int)) == 3
