@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.attempt_record import first_event, manifest_run, run_facts, train_fields
+from cluster.attempt_record import first_event, labels_of, manifest_run, run_facts, train_fields
 from cluster.batches import Feeder
 from cluster.checkpoint import CheckpointWriter, WriterHooks, clean_leftovers
 from cluster.collectives import Collectives
@@ -137,7 +137,14 @@ class _Attempt:
         shop.phase("loading the state")
         self._origin = load_newest(
             self._engine,
-            lambda facts: beginning(config, shop.model, facts, topology=topology, collectives=self._collectives),
+            lambda facts: beginning(
+                config,
+                shop.model,
+                facts,
+                topology=topology,
+                collectives=self._collectives,
+                labels=labels_of(config, self._plan),
+            ),
             config=config,
             plan=self._plan,
             topology=topology,

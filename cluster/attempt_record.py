@@ -124,9 +124,14 @@ def manifest_run(
     }
 
 
-def _labels(config: RunConfig, plan: DataPlan) -> dict[str, Any]:
+def labels_of(config: RunConfig, plan: DataPlan) -> dict[str, Any] | None:
     """What the model's outputs mean, where they are labels."""
-    return {LABELS: labels_as_dict(plan.datasets[0].labels)} if learns_labels(config.task) else {}
+    return labels_as_dict(plan.datasets[0].labels) if learns_labels(config.task) else None
+
+
+def _labels(config: RunConfig, plan: DataPlan) -> dict[str, Any]:
+    labels = labels_of(config, plan)
+    return {} if labels is None else {LABELS: labels}
 
 
 def run_facts(

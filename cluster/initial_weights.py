@@ -28,7 +28,7 @@ from cluster.resolution import resolve_model, trained_model
 from cluster.run_directory import RUN_NAME, TOKENIZER_NAME
 from cluster.storage.operations import StoragePath, storage_path
 from cluster.storage.retry import retried
-from cluster.tasks import learns_labels
+from cluster.tasks import LABELS, learns_labels
 from cluster.topology import Topology
 from data_pipeline.plan import DataPlan
 from llm.config import ModelConfig
@@ -233,13 +233,17 @@ def beginning(
     *,
     topology: Topology,
     collectives: Collectives,
+    labels: Mapping[str, Any] | None = None,
 ) -> Beginning:
     """The state before the first step, on all ranks: random values by the seed, or the weights to begin with.
+
+    A head of labels is taken with the weights where these learned the very same labels; else it is new.
 
     Args:
         config: The run.
         model: Its shape, with the vocabulary's size.
         facts: What its run.json holds, equal on all ranks.
+        labels: What its outputs are to mean, where it learns labels, as `cluster.tasks.labels_as_dict` has it.
         topology: Place of this rank.
         collectives: Of the ranks.
 
@@ -260,8 +264,14 @@ def beginning(
     logger.info("beginning with the weights of %s", weights.directory)
     state = _state(weights, topology, collectives)
     if model.head is not None:
-        state = WithFreshHead(state, InitialState(model, config.seed))
-        logger.info("the head is new: its values follow from the seed")
+        learned = (
+            None if weights.info is None or weights.info.manifest is None else weights.info.manifest.run.get(LABELS)
+        )
+        is_kept = weights.model.head == model.head and learned == labels
+        lineage["head"] = "kept" if is_kept else "new"
+        if not is_kept:
+            state = WithFreshHead(state, InitialState(model, config.seed))
+        logger.info("the head is %s", "that of those weights" if is_kept else "new: its values follow from the seed")
     return Beginning(state, lineage)
 
 

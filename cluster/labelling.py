@@ -93,7 +93,10 @@ def evaluate_labels(loaded: LoadedModel, dataset_path: str) -> Measured:
         micro_batch_size=_ROWS,
         max_examples=None,
     )
-    measured = None if found is None else found.measured(loaded.task, loaded.label_names, resamples=RESAMPLES)
+    sources = dataset.split("validation").document_sources()
+    measured = None
+    if found is not None:
+        measured = found.measured(loaded.task, loaded.label_names, sources=sources, resamples=RESAMPLES)
     if measured is None:
         raise DatasetError(
             f"{dataset.directory} has no validation documents with labels. Build it with validation_fraction above 0."

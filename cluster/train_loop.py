@@ -170,9 +170,7 @@ def train(
         target_weight, stops, regroups, leaves = collectives.sum(
             [batch.weight_sum, effects.stop_requested(), regroup != "no", regroup == "now"]
         )
-        target_weight = (
-            target_weight or 1.0
-        )  # any sum is divided by, also one below 1, as of few rows of a common class
+        target_weight = target_weight or 1.0  # sums below 1 are divided by too: a few rows of a common class weigh so
         scale = torch.tensor(1.0 / target_weight, dtype=torch.float32, device=device)
 
         engine.begin_step(len(batch.micro_batches))

@@ -24,10 +24,10 @@ from data_pipeline.dataset import Dataset
 from data_pipeline.encode import EncodedDataset, encode_corpus
 from data_pipeline.errors import DatasetError
 from data_pipeline.manifest import (
-    CONVERSATIONS_SCHEMA_VERSION,
     MANIFEST_FILE,
     SCHEMA_VERSION,
     TOKENIZER_FILE,
+    TUNING_SCHEMA_VERSION,
     Manifest,
     fingerprint_of,
 )
@@ -232,7 +232,7 @@ def _publish(working: Path, output: Path, manifest: Manifest) -> None:
 
 def _manifest(config: DataBuildConfig, survey: Survey, tokenizer: Tokenizer, encoded: EncodedDataset) -> Manifest:
     return Manifest(
-        schema_version=SCHEMA_VERSION if config.template is None else CONVERSATIONS_SCHEMA_VERSION,
+        schema_version=SCHEMA_VERSION if config.template is None and config.labels is None else TUNING_SCHEMA_VERSION,
         name=config.name,
         fingerprint=fingerprint_of(tokenizer.hash, encoded.splits, encoded.labels),
         tokenizer_hash=tokenizer.hash,

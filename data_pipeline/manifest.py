@@ -13,7 +13,7 @@ from data_pipeline.errors import DatasetDamagedError, DatasetError, SealError
 from data_pipeline.publish import digest, seal, unseal
 
 SCHEMA_VERSION = 1
-CONVERSATIONS_SCHEMA_VERSION = 2
+TUNING_SCHEMA_VERSION = 2
 """Of a dataset of conversations: it has fields that a reader of version 1 does not know."""
 MANIFEST_FILE = "manifest.json"
 TOKENIZER_FILE = "tokenizer.model"
@@ -188,10 +188,10 @@ class Manifest:
         except SealError as error:
             raise DatasetDamagedError(f"{error} A dataset is rebuilt with `data build CONFIG --fresh`.") from error
         version = document.get("schema_version")
-        if version not in (SCHEMA_VERSION, CONVERSATIONS_SCHEMA_VERSION):
+        if version not in (SCHEMA_VERSION, TUNING_SCHEMA_VERSION):
             raise DatasetError(
                 f"{where} has schema_version {version!r}; this program reads {SCHEMA_VERSION} and "
-                f"{CONVERSATIONS_SCHEMA_VERSION}. "
+                f"{TUNING_SCHEMA_VERSION}. "
                 "Use the version that built the dataset, or rebuild it with `data build CONFIG --fresh`."
             )
         try:

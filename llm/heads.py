@@ -1,8 +1,9 @@
 """Heads of tasks other than the next token: a linear layer on the trunk's hidden states, and its loss.
 
-A head reads the position that its target stands at: the last of a text that is judged as a whole, the first piece of a
+A head reads the position that its target stands at: the last of a text that is judged as a whole, the last token of a
 word that is tagged. All of them take the same arguments, so that what trains a language model trains every task. A new
-one is a class here, entered in `HEADS`.
+one is a class here, entered in `HEADS`. Routers of experts are not evened out under them: one token of a text, whose
+target counts, is nothing to balance.
 
 Legend: B batch, T sequence, D model, C outputs.
 """

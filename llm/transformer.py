@@ -254,7 +254,7 @@ class Transformer(nn.Module):
             output = _project(hidden_BTD, self.model.embed_tokens.weight, self.rule, targets_BT, loss_weights_BT)
         else:
             output = self.lm_head(hidden_BTD, self.rule, targets_BT, loss_weights_BT)
-        if routed and isinstance(output, LossSums):
+        if routed and self.score is None and isinstance(output, LossSums):
             return self._with_router_losses(output, routed)
         return output
 

@@ -66,7 +66,8 @@ def evaluate_datasets(
                 max_examples=config.evaluation.max_sequences,
             )
             if found is not None:
-                measured = found.measured(config.task, dataset.labels.names, resamples=resamples)
+                sources = dataset.split("validation").document_sources()
+                measured = found.measured(config.task, dataset.labels.names, sources=sources, resamples=resamples)
                 yield Evaluated({"name": label, "eval/loss": found.loss, **_figures(measured)}, measured)
             continue
         sequences = validation_of(dataset, config)

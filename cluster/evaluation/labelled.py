@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,11 +16,17 @@ from cluster.collectives import Collectives
 from cluster.engines.protocol import Forward
 from cluster.topology import Topology
 from data_pipeline.examples import Examples
+from llm.errors import ModelError
 from llm.head_config import HeadConfig
 from llm.heads import HEADS
 from llm.metrics.measure import measure
 from llm.metrics.measured import Measured, Task
 from llm.metrics.measures import Outputs
+
+logger = logging.getLogger(__name__)
+
+_DRAWN_VALUES = 200_000
+"""Probabilities of which a thousand draws take some ten seconds, for which all ranks wait."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +52,32 @@ class Predictions:
     said: _Said | None
     """On rank 0 alone."""
 
-    def measured(self, task: str, names: tuple[str, ...], *, resamples: int = 0) -> Measured | None:
-        """The measures of a task; None on other ranks than 0, and where a prediction is not a finite number.
+    def measured(
+        self, task: str, names: tuple[str, ...], *, sources: Sequence[str] = (), resamples: int = 0
+    ) -> Measured | None:
+        """The measures of a task; None on other ranks than 0, and where there is nothing to measure them from.
+
+        A figure that cannot be computed ends no training: it is told, and the loss stands alone.
 
         Args:
             task: One that learns labels.
             names: Of the classes.
-            resamples: Bootstrap draws for intervals; 0 for none.
+            sources: Where each document comes from, to compare the sources where there are several.
+            resamples: Bootstrap draws for intervals; 0 for none, nor are there any for what would take minutes.
         """
         said = self.said
         if said is None or not np.isfinite(said.values).all():
             return None
-        return measure(cast(Task, task), _outputs(task, said), names=names, resamples=resamples)
+        groups = {}
+        if len(set(sources)) > 1:
+            stands = said.documents[said.lengths > 0]
+            groups = {"source": [sources[document] for document in stands.tolist()]}
+        draws = resamples if said.values.size <= _DRAWN_VALUES else 0
+        try:
+            return measure(cast(Task, task), _outputs(task, said), names=names, groups=groups, resamples=draws)
+        except (ModelError, ValueError, MemoryError) as error:
+            logger.warning("%s predictions could not be measured: %s", len(said.documents), error)
+            return None
 
 
 def _outputs(task: str, said: _Said) -> Outputs:

@@ -55,20 +55,6 @@ def percentile_intervals(
     return ends(resampled(statistic, examples, resamples=resamples, seed=seed), confidence)
 
 
-def paired_difference(first: Statistic, second: Statistic) -> Statistic:
-    """Second minus first over the same draws, so that what is hard about an example cancels out.
-
-    For two models over the same examples in the same order; a difference whose interval excludes 0 is no accident of
-    the examples.
-    """
-
-    def difference(counts_NR: IntArray) -> dict[str, FloatArray]:
-        before, after = first(counts_NR), second(counts_NR)
-        return {name: after[name] - before[name] for name in before if name in after}
-
-    return difference
-
-
 def resampled(
     statistic: Statistic, examples: int, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> dict[str, FloatArray]:

@@ -36,12 +36,6 @@ class Selection:
     """Its key in the headline."""
     larger_is_better: bool
 
-    def is_better(self, new: float | None, old: float | None) -> bool:
-        """Whether `new` is strictly better; an undefined figure is worse than any."""
-        if new is None or old is None:
-            return new is not None and old is None
-        return new > old if self.larger_is_better else new < old
-
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:

@@ -217,6 +217,38 @@ def test_language_model_does_not_begin_with_a_trunk_that_has_no_output_for_text(
         check_initial_weights(config, open_plan(config), {})
 
 
+def test_head_is_kept_where_the_weights_learned_the_same_labels(datasets: dict[str, Path], tmp_path: Path) -> None:
+    first = labelled_run(tmp_path / "first", datasets["class"], "class")
+    attempt_alone(first)
+    source = tmp_path / "first" / "tiny"
+    config = replace(
+        labelled_run(tmp_path / "on", datasets["class"], "class", train__max_steps=1, optimizer__learning_rate=1e-9),
+        initialize_from=str(source),
+    )
+    link = attempt_alone(config)
+    (started,) = [each for each in link.messages if each.get("event") == "started"]
+    assert started["initialized_from"]["head"] == "kept"
+    before, after = (
+        dict(load_run(str(place)).model.named_parameters()) for place in (source, tmp_path / "on" / "tiny")
+    )
+    torch.testing.assert_close(after["score.weight"], before["score.weight"], rtol=0, atol=1e-6)
+
+
+def test_training_goes_on_where_its_predictions_cannot_be_measured(
+    datasets: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError("no room for a matrix")
+
+    monkeypatch.setattr("cluster.evaluation.labelled.measure", fail)
+    config = labelled_run(tmp_path, datasets["class"], "class", train__max_steps=6)
+    attempt_alone(config)
+    (last,) = evaluations(config)
+    assert set(last) >= {"eval/loss"}
+    assert "eval/accuracy" not in last
+    assert "could not be measured: no room for a matrix" in caplog.text
+
+
 def test_dataset_of_another_kind_of_labels_is_refused_with_the_task_that_fits(
     datasets: dict[str, Path], tmp_path: Path
 ) -> None:

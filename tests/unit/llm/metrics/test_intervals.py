@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from llm.errors import MetricsError
 from llm.metrics import intervals
-from llm.metrics.intervals import Statistic, draws, ends, paired_difference, percentile_intervals, resampled
+from llm.metrics.intervals import Statistic, draws, ends, percentile_intervals, resampled
 
 FloatArray = NDArray[np.float64]
 COVERAGE = (0.90, 0.98)
@@ -60,16 +60,6 @@ def test_intervals_are_the_same_when_the_seed_is() -> None:
     first, again, other = (percentile_intervals(statistic, 30, resamples=50, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
-
-
-def test_paired_difference_sees_what_two_intervals_hide_when_examples_are_shared() -> None:
-    random = np.random.default_rng(0)
-    difficulty_N = random.normal(size=200) * 3
-    before, after = mean_of(difficulty_N), mean_of(difficulty_N + 0.1 + 0.1 * random.normal(size=200))
-    low, high = percentile_intervals(paired_difference(before, after), 200)["mean"]
-    assert 0 < low < 0.1 < high
-    apart = [percentile_intervals(each, 200)["mean"] for each in (before, after)]
-    assert apart[1][0] < apart[0][1]
 
 
 @pytest.mark.parametrize(("undefined", "kept"), [(10, True), (11, False)])

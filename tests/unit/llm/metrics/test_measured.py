@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from llm.errors import MetricsError
-from llm.metrics import Measured, Outputs, Selection, from_json, measure
+from llm.metrics import Measured, Outputs, from_json, measure
 
 WHERE = "measures/val.json"
 
@@ -99,21 +99,3 @@ def test_reading_is_refused_when_a_part_is_damaged(changes: dict[str, Any], reas
         from_json(written(**changes), WHERE)
     assert str(refusal.value).startswith(f"{WHERE} is not a file of measures: {reason}")
     assert str(refusal.value).endswith("Evaluate the checkpoint again to write it anew.")
-
-
-@pytest.mark.parametrize(
-    ("larger", "new", "old", "better"),
-    [
-        (True, 0.8, 0.7, True),
-        (True, 0.7, 0.7, False),
-        (False, 0.8, 0.7, False),
-        (False, 0.6, 0.7, True),
-        (True, 0.1, None, True),
-        (True, None, 0.1, False),
-        (True, None, None, False),
-    ],
-)
-def test_selection_prefers_strictly_better_and_defined_figures(
-    larger: bool, new: float | None, old: float | None, better: bool
-) -> None:
-    assert Selection(name="f1", larger_is_better=larger).is_better(new, old) is better
