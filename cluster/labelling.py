@@ -38,7 +38,8 @@ class Prediction:
     """What was said of one text."""
 
     outcome: dict[str, Any]
-    """`label` and `probabilities` by class; `labels` and `probabilities`; `value`; or `words` and `labels`."""
+    """`label` and `probabilities` by class; `labels` and `probabilities`; `value`; or `words` with `labels` and their
+    `probabilities`, null for words that were cut off."""
     cut: bool
     """Whether the text was longer than what the model was trained to read, and so its end left out."""
 
@@ -135,8 +136,10 @@ def _outcome(loaded: LoadedModel, text: str | Sequence[str], values: Any) -> dic
     if loaded.task == "regression":
         return {"value": float(values[0, 0])}
     if loaded.task == "token_classification":
+        left_out = [None] * (len(text) - len(values))
         said = [names[place] for place in values.argmax(axis=1)]
-        return {"words": list(text), "labels": [*said, *([None] * (len(text) - len(said)))]}
+        shares = values.max(axis=1).tolist() if len(values) else []
+        return {"words": list(text), "labels": [*said, *left_out], "probabilities": [*shares, *left_out]}
     probabilities = {name: float(value) for name, value in zip(names, values[0], strict=True)}
     if loaded.task == "multi_label_classification":
         return {

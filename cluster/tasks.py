@@ -80,10 +80,15 @@ def check_task(config: RunConfig) -> None:
     if config.model.head is not None:
         raise ValueError("model.head is set: it follows from the task and the dataset's labels. Leave it out.")
     task, packing = config.task, config.data.packing
+    if task == "pretrain" and packing == "examples":
+        raise ValueError(
+            "data.packing is examples and task pretrain: examples are for tasks that learn labels "
+            f"({', '.join(KINDS)}). Name one of these as task, or set data.packing to stream."
+        )
     wanted = ("examples",) if learns_labels(task) else ("stream", "documents")
     if packing not in wanted:
         raise ValueError(
-            f"task is {task} and data.packing {packing}: this task takes {' or '.join(wanted)}. Set data.packing to it."
+            f"task is {task} and data.packing {packing}: this task takes {' or '.join(wanted)}. Change data.packing."
         )
     if not learns_labels(task):
         if config.train.label_smoothing:

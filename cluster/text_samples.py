@@ -96,7 +96,7 @@ class TextSampler:
         self._tokenizer: Tokenizer | None = None
         self._sampling: SamplingConfig | None = None
         wanted = config.evaluation
-        if wanted.every_steps is not None and wanted.sample_tokens > 0:
+        if wanted.every_steps is not None and wanted.sample_tokens > 0 and not learns_labels(config.task):
             self._sampling = SamplingConfig(max_new_tokens=wanted.sample_tokens, temperature=TEMPERATURE, top_p=TOP_P)
             if topology.is_main:
                 self._tokenizer = _load(tokenizer_path)

@@ -60,9 +60,9 @@ class LabelReader:
         if not cuts:
             return self._name(value, where)
         assert names is not None
-        return names[bisect_right(cuts, self._number(value, where))]
+        return names[bisect_right(cuts, self._number(value, where, " for labels.boundaries to cut"))]
 
-    def _number(self, value: Any, where: str) -> float:
+    def _number(self, value: Any, where: str, why: str = "") -> float:
         try:
             found = math.nan if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):

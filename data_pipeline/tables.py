@@ -29,7 +29,9 @@ def csv_rows(stream: BinaryIO, source: str, file: Path) -> Iterator[tuple[int, d
     reader = csv.reader(text, delimiter="\t" if tabs else ",", strict=True)
     try:
         header = next(reader, None)
-        if header is None or len(set(header)) != len(header):
+        if header is None:
+            raise CorpusError(f"Source {source!r}: {file} is empty: its first line must name the columns. Fill it.")
+        if len(set(header)) != len(header):
             raise CorpusError(
                 f"Source {source!r}: {file} begins with {header}: the first line names the columns, each once. Add it."
             )

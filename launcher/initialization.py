@@ -18,8 +18,9 @@ from launcher.yaml_file import parse_yaml
 from llm.config import ModelConfig
 from llm.errors import ModelError
 
-_OF_THE_MACHINE = ("attention", "experts")
-"""Fields that say how a model is computed: a choice of where it is, not of whose weights it has."""
+_NOT_TAKEN = ("attention", "experts", "head")
+"""Fields that say how a model is computed, a choice of where it is and not of whose weights it has; and the head, which
+follows from the task."""
 
 
 def with_initialization(tree: dict[str, Any], *, fresh: bool = False) -> dict[str, Any]:
@@ -40,7 +41,7 @@ def with_initialization(tree: dict[str, Any], *, fresh: bool = False) -> dict[st
     source = _model_of(tree, reference, fresh)
     if stated.get("vocab_size", 0) is None:
         stated = {key: value for key, value in stated.items() if key != "vocab_size"}
-    known = {key: value for key, value in asdict(source).items() if key not in _OF_THE_MACHINE}
+    known = {key: value for key, value in asdict(source).items() if key not in _NOT_TAKEN}
     filled = json.loads(json.dumps(known)) | stated
     try:
         model = TypeAdapter(ModelConfig).validate_json(json.dumps(filled))

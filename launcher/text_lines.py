@@ -14,6 +14,9 @@ from launcher.errors import UsageError
 from launcher.line_file import require_text
 
 STANDARD_INPUT = Path("-")
+ANSWER = "prediction"
+"""Key under which an answer is given back."""
+_TABLES = (".csv", ".tsv", ".parquet", ".conllu", ".gz")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +30,7 @@ class TextLine:
 
 
 def read_lines(path: Path, text_field: str, *, words: bool) -> Iterator[TextLine]:
-    """Read a file line by line, or standard input where the path is `-`; blank lines are passed over.
+    """Read a file line by line, or standard input where the path is `-`; blank lines of JSON files are passed over.
 
     Args:
         path: UTF-8. Lines that begin with `{` are JSON objects, where the file's name ends in .jsonl or it is standard
@@ -39,6 +42,10 @@ def read_lines(path: Path, text_field: str, *, words: bool) -> Iterator[TextLine
         UsageError: It cannot be read, or a line is not what it should be.
     """
     stdin = path == STANDARD_INPUT
+    if path.name.lower().endswith(_TABLES):
+        raise UsageError(
+            f"{path}: texts are read from JSON lines (.jsonl) or a file with one a line. Convert it first."
+        )
     may_be_json = stdin or path.name.endswith((".jsonl", ".ndjson"))
     try:
         stream: BinaryIO = sys.stdin.buffer if stdin else path.open("rb")
@@ -51,9 +58,12 @@ def read_lines(path: Path, text_field: str, *, words: bool) -> Iterator[TextLine
                 line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 raise UsageError(f"{where}: not UTF-8 text (byte {error.start}). Convert it first.") from error
+            is_json = may_be_json and (not stdin or line.lstrip().startswith("{"))
             if not line.strip():
-                continue
-            if may_be_json and (not stdin or line.lstrip().startswith("{")):
+                if may_be_json and not stdin:
+                    continue
+                raise UsageError(f"{where}: there is no text to predict for. Remove the line.")
+            if is_json:
                 yield _from_json(line, text_field, words, where)
             else:
                 yield TextLine(text=line.split() if words else line, fields={text_field: line})
@@ -69,12 +79,14 @@ def _from_json(line: str, text_field: str, words: bool, where: str) -> TextLine:
         raise UsageError(
             f"{where}: no object with the key {text_field!r}; it has {keys or 'none'}. Set --text-field to one of them."
         )
+    if ANSWER in fields:
+        raise UsageError(f"{where}: the key {ANSWER!r} would be replaced by the answer. Rename or remove it.")
     text = fields[text_field]
     if words and isinstance(text, str):
         text = text.split()
     wanted = "a text or a list of words" if words else "a text"
     is_right = isinstance(text, list) and all(isinstance(word, str) and word.strip() for word in text)
     if not (is_right if words else isinstance(text, str) and text.strip()) or not text:
-        raise UsageError(f"{where}: {text!r} under {text_field!r} is not {wanted} that is not empty. Mend the line.")
+        raise UsageError(f"{where}: {text!r} under {text_field!r} must be {wanted}, and not empty. Mend the line.")
     require_text(json.dumps(fields, ensure_ascii=False), where)
     return TextLine(text=text, fields=fields)

@@ -115,7 +115,8 @@ def jsonable(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 def deterministic_fields(row: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a line of metrics or samples that does not depend on when or how fast it was computed."""
-    return {"kind": row["kind"], **{key: row.get(key) for key in _DETERMINISTIC_FIELDS[row["kind"]]}}
+    fields = {"kind": row["kind"], **{key: row.get(key) for key in _DETERMINISTIC_FIELDS[row["kind"]]}}
+    return {**fields, **{key: value for key, value in row.items() if key.startswith("eval/")}}
 
 
 class StepLog:

@@ -15,7 +15,6 @@ LOSS_NOT_FINITE = "Loss is not finite"
 
 _UNLOGGED = ("kind", "step", "name", "nonfinite")
 _RELOGGED_PER_NEW_ROW = 8
-_EVALUATION_COLUMNS = ("step", "name", "loss", "perplexity", "attempt")
 _SAMPLE_COLUMNS = ("step", "name", "prompt", "text", "attempt")
 _EVENT_COLUMNS = ("step", "event", "attempt", "time_unix_seconds", "details")
 
@@ -120,7 +119,9 @@ class RunView:
         self._newest = (0, 0)
         """(attempt, step) of the newest line of metrics.jsonl so far."""
         self._best: dict[str, float] = {}
-        self._evaluations = GrowingTable(_EVALUATION_COLUMNS)
+        self._evaluations: GrowingTable | None = None
+        """Begun with the first evaluation, whose figures are its columns."""
+        self._figures: tuple[str, ...] = ()
         self._samples = GrowingTable(_SAMPLE_COLUMNS)
 
     def take(self, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -157,16 +158,22 @@ class RunView:
         self._run.summary["status"] = status
 
     def _take_evaluation(self, row: Mapping[str, Any]) -> None:
-        value = row["eval/perplexity"]
-        self._evaluations.add(row["step"], row["name"], row["eval/loss"], value, row["attempt"])
+        if self._evaluations is None:
+            self._figures = tuple(key for key in row if key.startswith("eval/"))
+            names = (key.removeprefix("eval/") for key in self._figures)
+            self._evaluations = GrowingTable(("step", "name", *names, "attempt"))
+        figures = (row.get(key) for key in self._figures)
+        self._evaluations.add(row["step"], row["name"], *figures, row["attempt"])
+        judged = "perplexity" if "eval/perplexity" in row else "loss"
+        value = row[f"eval/{judged}"]
         if value is not None and value < self._best.get(row["name"], math.inf):
             self._best[row["name"]] = value
             place = f"best/eval/{row['name']}" if self._several else "best/eval"
-            self._run.summary.update({f"{place}/perplexity": value, f"{place}/step": row["step"]})
+            self._run.summary.update({f"{place}/{judged}": value, f"{place}/step": row["step"]})
 
     def _log_tables(self, *, at_end: bool) -> None:
         for name, table in ((EVALUATIONS_TABLE, self._evaluations), (SAMPLES_TABLE, self._samples)):
-            if table.is_due(at_end=at_end):
+            if table is not None and table.is_due(at_end=at_end):
                 self._log_table(name, table)
 
     def _log_table(self, name: str, table: GrowingTable) -> None:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from launcher.commands.arguments import RunOrCheckpoint, examples
+from launcher.errors import LauncherError
+
+if TYPE_CHECKING:
+    from launcher.text_lines import TextLine
 
 
 def register(app: typer.Typer) -> None:
@@ -44,7 +48,7 @@ def predict(
     """
     from launcher.directories import require_run_or_checkpoint
     from launcher.errors import UsageError
-    from launcher.text_lines import read_lines
+    from launcher.text_lines import ANSWER, read_lines
 
     if batch_size < 1:
         raise UsageError(f"--batch-size is {batch_size}: no text would be read. Use at least 1.")
@@ -53,21 +57,39 @@ def predict(
     from cluster.inference import load_run
     from cluster.labelling import head_of_loaded, predict_texts
     from launcher.console import messages
+    from launcher.report.units import plural
 
     loaded = load_run(run_or_checkpoint)
     head_of_loaded(loaded)
     lines = read_lines(file, text_field, words=loaded.task == "token_classification")
     texts = cut = 0
-    while group := list(islice(lines, batch_size)):
+    for group in _groups(lines, batch_size):
         predicted = predict_texts(loaded, [line.text for line in group])
         for line, prediction in zip(group, predicted, strict=True):
             marked = {"cut": True} if prediction.cut else {}
-            typer.echo(json.dumps({**line.fields, "prediction": {**prediction.outcome, **marked}}, ensure_ascii=False))
+            typer.echo(json.dumps({**line.fields, ANSWER: {**prediction.outcome, **marked}}, ensure_ascii=False))
             texts, cut = texts + 1, cut + prediction.cut
     if not texts:
         raise UsageError(f"{file}: there is no text to predict for. Write one a line.")
     if cut:
         limit = loaded.data.seq_len
         messages().print(
-            f"{cut:,} of {texts:,} texts were longer than the {limit} tokens that the model reads, and cut"
+            f"{cut:,} of {plural(texts, 'text')} longer than the {limit} tokens that the model reads, and cut"
         )
+
+
+def _groups(lines: Iterator[TextLine], size: int) -> Iterator[list[TextLine]]:
+    """Lines by so many; those before a line that is refused come before its refusal."""
+    group: list[TextLine] = []
+    try:
+        for line in lines:
+            group.append(line)
+            if len(group) == size:
+                yield group
+                group = []
+    except LauncherError:
+        if group:
+            yield group
+        raise
+    if group:
+        yield group

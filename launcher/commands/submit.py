@@ -55,7 +55,7 @@ def pretrain(
     epilog=examples(
         "longhaul submit finetune my-chat.yaml storage=/shared/runs data.dataset=/shared/chats "
         "initialize_from=/shared/runs/trunk --address http://head:8265",
-        "longhaul submit finetune my-chat.yaml --detach",
+        "longhaul submit finetune sentiment.yaml --detach",
     )
 )
 def finetune(
@@ -67,7 +67,7 @@ def finetune(
     fresh: Fresh = False,
     stop_grace: StopGrace = 300,
 ) -> None:
-    """Teach a model to answer as a job, as `finetune` does; all else is as with `submit pretrain`."""
+    """Teach a model to answer or to label as a job, as `finetune` does; all else is as with `submit pretrain`."""
     _submit_training("finetune", ctx, config, overrides, address, detach, fresh, stop_grace)
 
 

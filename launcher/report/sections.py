@@ -11,6 +11,7 @@ import numpy as np
 from launcher.report.comparison import cautions
 from launcher.report.downsample import spread
 from launcher.report.events import describe, title, tone
+from launcher.report.figure_names import title_of
 from launcher.report.headline import best_evaluation, chosen_figure, learns_labels, perplexity
 from launcher.report.json_facts import whole
 from launcher.report.markup import Column, Row, by_run, left_out, section, swatch, table
@@ -18,7 +19,7 @@ from launcher.report.metrics import Evaluation
 from launcher.report.record import Checkpoint, Event, RunRecord
 from launcher.report.runs import ReportedRun
 from launcher.report.units import MISSING, byte_size, duration, moment, plural, significant
-from launcher.report.words import label, topology_of, topology_words
+from launcher.report.words import topology_of, topology_words
 
 _ROWS = 400
 _BEST = ' <b class="badge good">best</b>'
@@ -74,7 +75,7 @@ def _evaluations(run: ReportedRun) -> str:
     head: list[Column] = [("Step", "numeric"), ("Dataset", "words"), ("Tokens trained", "numeric"), ("After", "tight")]
     head += [
         *(_FIGURES if has_perplexity else (("Loss, per label", "numeric"),)),
-        *((label(key.removeprefix("eval/")), "numeric") for key in others),
+        *((title_of(key.removeprefix("eval/")), "numeric") for key in others),
     ]
     return table(head, rows) + left_out(len(lines), kept)
 
@@ -87,11 +88,15 @@ def _evaluation_row(line: Evaluation, run: ReportedRun, others: list[str], is_be
         escape(line.name),
         _whole(run.axes.tokens_at(line.step)),
         duration(run.axes.at_step(line.step, line.time_unix_seconds)["seconds"]),
-        _value(line, "eval/loss") + ("" if has_perplexity else badge),
+        _value(line, "eval/loss"),
     ]
     if has_perplexity:
         cells.append("not finite" if lost else significant(perplexity(line)) + badge)
-    return ("best" if is_best else ""), cells + [_value(line, key) for key in others]
+    chosen = None if has_perplexity else chosen_figure(run.record)
+    figures = [
+        _value(line, key) + (badge if chosen is not None and key == f"eval/{chosen.name}" else "") for key in others
+    ]
+    return ("best" if is_best else ""), cells + figures
 
 
 def _value(line: Evaluation, key: str) -> str:

@@ -174,6 +174,12 @@ def test_measures_are_those_of_scikit_learn_on_any_number_of_workers(
             assert last["eval/f1_macro"] == pytest.approx(f1_score(true, said.argmax(axis=1), average="macro"))
 
 
+def test_run_that_learns_labels_writes_no_text(datasets: dict[str, Path], tmp_path: Path) -> None:
+    config = labelled_run(tmp_path, datasets["class"], "class", train__max_steps=6)
+    attempt_alone(config)
+    assert [row for row in record_of(config) if row["kind"] == "sample"] == []
+
+
 def test_measures_of_the_last_evaluation_are_kept_with_intervals(datasets: dict[str, Path], tmp_path: Path) -> None:
     config = labelled_run(tmp_path, datasets["class"], "class")
     attempt_alone(config)
@@ -283,7 +289,10 @@ def test_dataset_without_labels_is_refused(dataset: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"data__packing": "stream"}, "task is regression and data.packing stream: this task takes examples"),
+        (
+            {"data__packing": "stream"},
+            "data.packing stream: this task takes examples. Change data.packing.",
+        ),
         ({"train__z_loss_coefficient": 0.1}, "it belongs to the logits of a language model"),
         ({"train__label_smoothing": 0.1}, "only one class of several can be smoothed"),
         ({"evaluation__prompts": ("a",)}, "a model that learns labels writes no text"),

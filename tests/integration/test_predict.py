@@ -15,6 +15,7 @@ from cluster.config import RunConfig
 from cluster.inference import load_run
 from cluster.labelling import predict_texts
 from launcher.cli import app
+from launcher.config_file import load_run_config
 
 KINDS = ("class", "classes", "number", "token_class")
 
@@ -43,7 +44,7 @@ def place(config: RunConfig) -> str:
         ("class", {"label", "probabilities"}),
         ("classes", {"labels", "probabilities"}),
         ("number", {"value"}),
-        ("token_class", {"words", "labels"}),
+        ("token_class", {"words", "labels", "probabilities"}),
     ],
 )
 def test_each_line_gets_an_answer(kind: str, keys: set[str], runs: dict[str, RunConfig], tmp_path: Path) -> None:
@@ -70,14 +71,24 @@ def test_answers_do_not_depend_on_what_is_asked_beside(runs: dict[str, RunConfig
     assert together == pytest.approx(alone, rel=1e-5)
 
 
+def test_lines_before_a_refused_one_are_answered(runs: dict[str, RunConfig]) -> None:
+    lines = [json.dumps({"text": f"text {number}"}) for number in range(5)]
+    result = CliRunner().invoke(
+        app, ["predict", place(runs["class"]), "--batch-size", "2"], input="\n".join([*lines, "", ""])
+    )
+    assert len(result.stdout.splitlines()) == 5
+    assert result.exit_code == 2
+    assert "standard input, line 6: there is no text to predict for. Remove the line." in " ".join(
+        result.stderr.split()
+    )
+
+
 def test_text_beyond_the_limit_is_cut_marked_and_counted(runs: dict[str, RunConfig]) -> None:
     long = "word " * 200
     result = CliRunner().invoke(app, ["predict", place(runs["class"])], input=f"{long}\nshort\n")
     answers = [json.loads(line)["prediction"] for line in result.stdout.splitlines()]
     assert [answer.get("cut", False) for answer in answers] == [True, False]
-    assert "1 of 2 texts were longer than the 48 tokens that the model reads, and cut" in " ".join(
-        result.stderr.split()
-    )
+    assert "1 of 2 texts longer than the 48 tokens that the model reads, and cut" in " ".join(result.stderr.split())
 
 
 def test_words_beyond_the_limit_have_no_label(runs: dict[str, RunConfig]) -> None:
@@ -121,3 +132,12 @@ def test_what_such_a_model_cannot_do_is_refused(
     result = CliRunner().invoke(app, [argument.format(**names) for argument in arguments])
     assert result.exit_code in (1, 2)
     assert message in " ".join(result.stderr.split())
+
+
+def test_run_begins_with_one_that_learned_the_same_labels(runs: dict[str, RunConfig], tmp_path: Path) -> None:
+    path = tmp_path / "on.yaml"
+    data = f"{{dataset: {runs['class'].data.dataset}, packing: examples}}"
+    path.write_text(f"name: on\ntask: sequence_classification\ninitialize_from: {place(runs['class'])}\ndata: {data}\n")
+    config = load_run_config(str(path))
+    assert config.model.head is None
+    assert config.model.hidden_size == runs["class"].model.hidden_size

@@ -51,7 +51,7 @@ def test_parquet_rows_are_documents(tmp_path: Path) -> None:
     [
         (b"text,score\nonly one cell\n", r"a\.csv, line 2 has 1 cells, and the header 2"),
         (b"text,text\na,b\n", "the first line names the columns, each once"),
-        (b"", "begins with None: the first line names the columns"),
+        (b"", r"a\.csv is empty: its first line must name the columns"),
         (b'text,score\n"open,1\n', r"a\.csv, line 2 is not CSV"),
         (b"words,score\na,1\n", "has no key 'text'; it has 'words', 'score'. Set text_field"),
         (b"text,score\na,\n", "has '' under 'score', and labels.kind is number"),

@@ -23,7 +23,7 @@ from launcher.errors import ConfigError
 
 CHECKPOINT_KEYS = "every_steps, keep_last, keep_every_steps, keep_every_minutes, local_copy"
 RUN = "name: x\ndata: {dataset: a}\n"
-RECIPES = "dialogues, gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, smoke"
+RECIPES = "dialogues, gpt2-125m, llama-1b, llama-70b, llama-8b, quickstart, ratings, sentiment, smoke, tagging"
 BUILD = "name: x\noutput: o\nsources: [{name: a, path: b}]\n"
 
 

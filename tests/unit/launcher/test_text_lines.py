@@ -12,9 +12,9 @@ from launcher.errors import UsageError
 from launcher.text_lines import TextLine, read_lines
 
 
-def test_lines_are_texts_as_they_stand_and_blank_ones_are_passed_over(tmp_path: Path) -> None:
+def test_lines_are_texts_as_they_stand(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    path.write_text("\ufeffone \n\n{two}\r\n", encoding="utf-8")
+    path.write_text("\ufeffone \n{two}\r\n", encoding="utf-8")
     assert list(read_lines(path, "text", words=False)) == [
         TextLine(text="one ", fields={"text": "one "}),
         TextLine(text="{two}", fields={"text": "{two}"}),
@@ -39,11 +39,12 @@ def test_standard_input_may_mix_texts_and_objects(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("content", "words", "message"),
     [
-        (b'{"text": ""}', False, r"line 2: '' under 'text' is not a text that is not empty. Mend the line."),
-        (b'{"text": 3}', False, r"line 2: 3 under 'text' is not a text that is not empty"),
-        (b'{"text": ["a", ""]}', True, r"is not a text or a list of words that is not empty"),
-        (b'{"text": []}', True, r"is not a text or a list of words that is not empty"),
+        (b'{"text": ""}', False, r"line 2: '' under 'text' must be a text, and not empty. Mend the line."),
+        (b'{"text": 3}', False, r"line 2: 3 under 'text' must be a text, and not empty"),
+        (b'{"text": ["a", ""]}', True, r"must be a text or a list of words, and not empty"),
+        (b'{"text": []}', True, r"must be a text or a list of words, and not empty"),
         (b'{"body": "a"}', False, r"line 2: no object with the key 'text'; it has 'body'. Set --text-field"),
+        (b'{"text": "a", "prediction": 1}', False, r"line 2: the key 'prediction' would be replaced by the answer"),
         (b"[1]", False, r"line 2: no object with the key 'text'; it has none"),
         (b"{", False, r"line 2: not JSON"),
         (b'{"text": "a\\ud800"}', False, r"line 2: .* has half a UTF-16 pair at character 11, and is no text"),
@@ -65,3 +66,18 @@ def test_line_that_asks_nothing_is_refused_with_its_place(
 def test_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"none.txt: cannot be read: No such file"):
         next(read_lines(tmp_path / "none.txt", "text", words=False))
+
+
+@pytest.mark.parametrize("name", ["a.csv", "a.parquet", "a.jsonl.gz"])
+def test_table_is_not_taken_for_text(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"texts are read from JSON lines \(.jsonl\) or a file with one a line"):
+        next(read_lines(tmp_path / name, "text", words=False))
+
+
+def test_blank_line_of_a_text_file_is_refused_so_that_answers_stay_beside_their_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("one\n \ntwo\n", encoding="utf-8")
+    lines = read_lines(path, "text", words=False)
+    next(lines)
+    with pytest.raises(UsageError, match=r"line 2: there is no text to predict for. Remove the line."):
+        next(lines)

@@ -154,3 +154,23 @@ def test_run_config_names_where_the_run_comes_from() -> None:
 
 def test_run_config_is_there_when_the_run_failed_before_its_first_step() -> None:
     assert run_config({"id": "aaaa"})["lineage"]["run"]["id"] == "aaaa"
+
+
+def test_evaluations_of_labels_are_shown_with_the_figures_that_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    tables: list[tuple[list[str], list[list[Any]]]] = []
+
+    class Table:
+        def __init__(self, columns: list[str], data: list[list[Any]]) -> None:
+            tables.append((columns, data))
+
+    monkeypatch.setattr("wandb.Table", Table)
+    run = Run()
+    view, _ = view_of(run)
+    row = {"kind": "eval", "step": 3, "name": "reviews", "attempt": 2, "eval/loss": 0.5, "eval/f1_macro": None}
+    view.take([row, {**row, "step": 6, "eval/loss": 0.25, "eval/f1_macro": 0.75}])
+    view.end("finished")
+    columns, data = tables[-1]
+    assert columns == ["step", "name", "loss", "f1_macro", "attempt"]
+    assert data == [[3, "reviews", 0.5, None, 2], [6, "reviews", 0.25, 0.75, 2]]
+    assert run.summary["best/eval/loss"] == 0.25
+    assert run.summary["best/eval/step"] == 6
