@@ -10,6 +10,8 @@ Legend: B batch, T sequence, D model, C outputs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from llm.head_config import HeadConfig, Predicts
 from llm.loss import LossSums
 
 
-class TaskHead(nn.Module):
+class TaskHead(nn.Module, ABC):
     """Outputs of every position, and the loss of those that have a target.
 
     Args:
@@ -70,14 +72,14 @@ class TaskHead(nn.Module):
         return LossSums(objective_sum, loss_sum.detach(), weights_BT.sum(), {})
 
     @staticmethod
+    @abstractmethod
     def losses(outputs_BTC: Tensor, targets: Tensor, counts_BT: Tensor) -> Tensor:
         """Loss of each position, whatever it is where the target does not count. Shape: (B, T)."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def predictions(outputs: Tensor) -> Tensor:
         """What outputs mean: probabilities, or the number itself. Shape: (..., C)."""
-        raise NotImplementedError
 
 
 class ClassHead(TaskHead):

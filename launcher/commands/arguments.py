@@ -44,6 +44,9 @@ Address = Annotated[
         show_default=False,
     ),
 ]
+FreshRun = Annotated[
+    bool, typer.Option("--fresh", help="Begin at step 0; what the run directory holds is moved aside.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-
 import typer
 
-from launcher.commands.arguments import Config, Overrides, examples
+from launcher.commands.arguments import Config, FreshRun, Overrides, examples
 from launcher.commands.pretrain import train_and_tell
 
 
@@ -24,9 +22,7 @@ def register(app: typer.Typer) -> None:
 def finetune(
     config: Config,
     overrides: Overrides = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin at step 0; what the run directory holds is moved aside.")
-    ] = False,
+    fresh: FreshRun = False,
 ) -> None:
     """Teach a model a task: to answer, by conversations of which only the answers are learned, or to label texts.
 

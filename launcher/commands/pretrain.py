@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
-from launcher.commands.arguments import Config, Overrides, examples
+from launcher.commands.arguments import Config, FreshRun, Overrides, examples
 
 if TYPE_CHECKING:
     from cluster.resume import Change
@@ -29,9 +29,7 @@ def register(app: typer.Typer) -> None:
 def pretrain(
     config: Config,
     overrides: Overrides = None,
-    fresh: Annotated[
-        bool, typer.Option("--fresh", help="Begin at step 0; what the run directory holds is moved aside.")
-    ] = False,
+    fresh: FreshRun = False,
 ) -> None:
     """Train a model from random weights or those of `initialize_from`, going on where the run has a checkpoint.
 
