@@ -102,6 +102,16 @@ def check_task(config: RunConfig) -> None:
             f"train.label_smoothing is {config.train.label_smoothing} and task {task}: only one class of several can "
             "be smoothed. Leave it out."
         )
+    if not config.data.document_mask:
+        raise ValueError(
+            f"data.document_mask is false and task {task}: each document is a sequence by itself, so there is nothing "
+            "to mask. Leave it out."
+        )
+    if config.data.class_weights != "none" and KINDS[task] not in ("class", "token_class"):
+        raise ValueError(
+            f"data.class_weights is {config.data.class_weights} and task {task}: only one class of several can be "
+            "balanced. Leave it out."
+        )
     if config.train.z_loss_coefficient:
         raise ValueError(
             f"train.z_loss_coefficient is {config.train.z_loss_coefficient} and task {task}: it belongs to the logits "

@@ -293,6 +293,8 @@ def test_dataset_without_labels_is_refused(dataset: Path, tmp_path: Path) -> Non
             {"data__packing": "stream"},
             "data.packing stream: this task takes examples. Change data.packing.",
         ),
+        ({"data__document_mask": False}, "each document is a sequence by itself, so there is nothing to mask"),
+        ({"data__class_weights": "balanced"}, "task regression: only one class of several can be balanced"),
         ({"train__z_loss_coefficient": 0.1}, "it belongs to the logits of a language model"),
         ({"train__label_smoothing": 0.1}, "only one class of several can be smoothed"),
         ({"evaluation__prompts": ("a",)}, "a model that learns labels writes no text"),
